@@ -1,0 +1,49 @@
+# `make setup` makes .venv; everything else calls it first. See CONTRIBUTING.md.
+PYTHON ?= python3
+# Where PyTorch comes from, when not from pip's own index (README.md, "PyTorch").
+TORCH_INDEX_URL ?=
+# Arguments of `make quickstart` and `make test`, e.g. ARGS="--minutes 5".
+ARGS ?=
+
+BIN := .venv/bin
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+
+.PHONY: setup quickstart test test-slow check format clean
+.DEFAULT_GOAL := setup
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Flyweight needs Python 3.11 or newer, and $(PYTHON) is not that;" \
+	        "name one that is: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+	    echo "$(PYTHON) could not make .venv; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	    exit 1; }
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) '$(TORCH)'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,test]'
+	@touch $@
+
+quickstart: setup
+	$(BIN)/flyweight quickstart $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(PYTEST) -n 2 -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(PYTEST) -m slow $(ARGS)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Runs are kept: they are yours.
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find flyweight tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,181 @@
+"""`flyweight data build` and `flyweight data inspect`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
+
+if TYPE_CHECKING:
+    from flyweight.data.batches import Batches, Span
+    from flyweight.data.shards import Dataset
+    from flyweight.spec.run import Data, Text
+
+app = typer.Typer(
+    name="data", help="Build datasets of tokens, and look into them.", no_args_is_help=True
+)
+_START = 60
+
+
+@app.command()
+def build(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="[data] and [text].")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The dataset's folder; default: datasets/NAME.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print dataset.json.")] = False,
+) -> None:
+    """Read, clean, split, tokenise and pack text into a dataset folder."""
+    from flyweight.data.build import build as build_dataset
+
+    name, data, text = _configuration(config, overrides or [])
+    dataset = build_dataset(data, text.tokenizer, out or Path("datasets") / name, _progress())
+    for notice in dataset.record.get("notices", []):
+        typer.echo(notice, err=True)
+    typer.echo(json.dumps(dataset.record) if as_json else _statistics(dataset))
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET|RUN", help="A dataset or a run.")],
+    step: Annotated[int | None, typer.Option(min=0, help="Show this step's batch.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Only the first K rows.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: the run's, or 0.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Default: the run's, or 512.")] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Default: the run's, or 8192.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What a dataset holds, or the very documents of one step's batch."""
+    opened, batching = _open(dataset)
+    if step is None:
+        typer.echo(json.dumps(opened.record) if as_json else _statistics(opened))
+        return
+    from flyweight.data.batches import Batches
+
+    given = {"seed": seed, "context": context, "batch_tokens": batch_tokens}
+    batching |= {key: value for key, value in given.items() if value is not None}
+    batches = Batches(opened, **batching)
+    found = batches.documents_of(step, slice(0, rows))
+    shown = [[_part(batches, span) for span in row] for row in found]
+    if as_json:
+        typer.echo(json.dumps({"step": step, **batches.order, "rows": shown}, ensure_ascii=False))
+        return
+    typer.echo(f"step {step}: {batches.rows} rows of {batches.context} tokens", err=True)
+    for number, row in enumerate(shown):
+        typer.echo(f"row {number}")
+        for part in row:
+            where = f"bytes {part['start_byte']}-{part['end_byte']}"
+            tokens = f"tokens {part['start']}-{part['end']}"
+            typer.echo(f"  {part['name']}  {where}  {tokens}")
+            typer.echo(f"    {part['text']!r}")
+
+
+def _configuration(config: Path, overrides: list[str]) -> tuple[str, Data, Text]:
+    """(name, [data], [text]) of a configuration; what it says of model and training is not read."""
+    from flyweight.spec import run, toml
+    from flyweight.spec.table import nearest
+
+    values = toml.override(toml.read(config), overrides)
+    known = sorted(run.RunSpec.model_fields)
+    for key in values:
+        if key not in known:
+            raise ConfigurationError(f"unknown key `{key}`{nearest(key, known)}")
+    for key in ("data", "text"):
+        if not isinstance(values.get(key, {}), dict):
+            raise ConfigurationError(f"`{key}` must be a table (got {values[key]!r})")
+    name = values.get("name", config.stem)
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(f"`name` must be text (got {name!r})")
+    data = run.Data.parse(values.get("data", {}), "data")
+    return name, data, run.Text.parse(values.get("text", {}), "text")
+
+
+def _open(path: Path) -> tuple[Dataset, dict[str, Any]]:
+    """A dataset, and the seed, context and batch_tokens of its run, or the defaults."""
+    from flyweight.data.shards import Dataset, is_dataset
+    from flyweight.spec import run, toml
+
+    path = path.expanduser()
+    if not path.is_dir():
+        raise FlyweightError(f"no such dataset or run: {path}")
+    if is_dataset(path) or not (path / "data.json").is_file():
+        train, seed = run.Train(), 0
+        dataset = Dataset.open(path)
+    else:
+        try:
+            recorded = json.loads((path / "data.json").read_text(encoding="utf-8"))
+            place, fingerprint = Path(recorded["dataset"]), recorded["fingerprint"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CorruptFileError(f"{path / 'data.json'} cannot be read: {error!r}") from None
+        # A relative path is the user's, from where the run was started, or the run's own.
+        dataset = Dataset.open(path / place if is_dataset(path / place) else place)
+        if dataset.fingerprint != fingerprint:
+            raise FlyweightError(
+                f"the dataset {dataset.path} is not the one that {path} was trained on"
+                f" (fingerprint {dataset.fingerprint[:12]}, the run's is {str(fingerprint)[:12]});"
+                " build it again from the run's text"
+            )
+        spec = run.RunSpec.parse(toml.read(path / "run.toml"))
+        train, seed = spec.train, spec.seed
+    return dataset, {
+        "seed": seed,
+        "context": train.context,
+        "batch_tokens": train.batch_tokens,
+    }
+
+
+def _part(batches: Batches, span: Span) -> dict[str, Any]:
+    """A span for people and machines: its name, where it is, and how its text starts."""
+    begin = int(batches.stream.starts[span.document]) + 1 + span.start
+    stop = min(begin + _START, begin + span.end - span.start)
+    text = batches.dataset.tokenizer.decode(batches.stream.read(begin, stop).tolist())
+    return {
+        "name": span.name,
+        "start": span.start,
+        "end": span.end,
+        "start_byte": span.start_byte,
+        "end_byte": span.end_byte,
+        "text": text[:_START],
+    }
+
+
+def _statistics(dataset: Dataset) -> str:
+    kind = dataset.record["tokenizer_kind"]
+    lines = [
+        f"dataset      {dataset.path}",
+        f"fingerprint  {dataset.fingerprint}",
+        f"tokenizer    {kind}, {dataset.vocab_size} tokens, {dataset.tokenizer_digest[:12]}",
+    ]
+    for split in (dataset.train, dataset.held_out):
+        lines.append(
+            f"{split.name:<12} {split.documents:,} documents, {split.bytes:,} bytes,"
+            f" {split.tokens:,} tokens"
+        )
+    for source, counts in dataset.record["sources"].items():
+        lines.append(
+            f"source       {source}: {counts['documents']:,} documents, {counts['bytes']:,} bytes"
+        )
+    lines += [f"notice       {notice}" for notice in dataset.record.get("notices", [])]
+    return "\n".join(lines)
+
+
+def _progress() -> Any:
+    """A line on standard error that is rewritten, where that is a terminal."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(stage: str, done: int, total: int | None) -> None:
+        share = f"{done / total:.0%}" if total else f"{done:,}"
+        print(f"\r{stage} {share}\x1b[K", end="\n" if done == total else "", file=sys.stderr)
+
+    return show

@@ -1,0 +1,47 @@
+"""``flyweight eval``: measure a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TASKS = ["bits_per_byte"]
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run folder, or any model with --text.")],
+    tasks: Annotated[str, typer.Option(help="Comma-separated: bits_per_byte.")] = TASKS[0],
+    text: Annotated[list[str] | None, typer.Option(help="Score these files or folders.")] = None,
+    bytes: Annotated[int, typer.Option(help="Score a fixed sample of at most this.")] = 1 << 20,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Bits per byte on held-out text, beside gzip, bzip2 and xz on the same bytes."""
+    from flyweight.cli.run import evaluate_run, evaluation_table
+    from flyweight.data.sources import Skipped, documents
+    from flyweight.files.run import RunFolder
+    from flyweight.load import load
+    from flyweight.measure.bits import bits_per_byte, compressors, sample
+    from flyweight.spec.errors import FlyweightError
+    from flyweight.spec.table import nearest
+
+    for task in tasks.split(","):
+        if task not in TASKS:
+            raise FlyweightError(f"unknown task `{task}`{nearest(task, TASKS)}")
+    if text:
+        found = ((d.name, d.text.encode()) for d in documents(text, Skipped()))
+        chosen, sampled = sample(found, bytes)
+        held_out = bits_per_byte(load(model), chosen, sampled).values()
+        held_out["note"] = held_out["note"].replace("held-out ", "")
+        result = {"held_out": held_out, "compressors": compressors(chosen)}
+    elif (Path(model) / "run.toml").is_file():
+        result = evaluate_run(RunFolder.open(model), bytes)
+    else:
+        raise FlyweightError(f"{model} is no run folder, so it holds no text; give some: --text PATH")
+    if json:
+        import json as to
+
+        typer.echo(to.dumps(result))
+    else:
+        typer.echo(evaluation_table(result))

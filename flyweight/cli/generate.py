@@ -1,0 +1,49 @@
+"""``flyweight generate``: continue a prompt, streaming."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="A run or model folder, or RUN@STEP.")],
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue; - reads it.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="At most this many tokens.")] = 256,
+    min_tokens: Annotated[int, typer.Option(help="No end of text before this many.")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample within this mass.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Processor threads.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Continue PROMPT with MODEL. Standard output carries the continuation alone."""
+    import time
+
+    from flyweight.load import load
+
+    text = sys.stdin.read() if prompt == "-" else prompt or ""
+    loaded = load(model, threads=threads)
+    begin = time.perf_counter()
+    pieces = []
+    for piece in loaded.stream(
+        text, max_tokens, min_tokens, temperature, top_k, top_p, seed, stop or []
+    ):
+        pieces.append(piece)
+        if not json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    seconds = time.perf_counter() - begin
+    whole = "".join(pieces)
+    if json:
+        import json as to
+
+        typer.echo(to.dumps({"prompt": text, "text": whole, "seconds": round(seconds, 3)}))
+    else:
+        sys.stdout.write("\n")
+        tokens = len(loaded.tokenizer.encode(whole)) if whole else 0
+        print(f"{tokens} tokens, {tokens / seconds:.0f} a second", file=sys.stderr)

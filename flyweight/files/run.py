@@ -1,0 +1,154 @@
+"""A run's folder: its files, its ledger, its checkpoints, and their integrity."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flyweight.files.atomic import new_folder, sha256, write_text
+from flyweight.spec import toml
+from flyweight.spec.errors import CorruptFileError, FlyweightError
+from flyweight.spec.run import RunSpec
+
+STATE = "state.json"
+
+
+class RunFolder:
+    """Names and reads what DESIGN.md's "a run's folder" lists."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "run.toml"
+        self.environment = self.path / "environment.json"
+        self.data = self.path / "data.json"
+        self.ledger = self.path / "ledger.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.evaluation = self.path / "evaluation.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+
+    @classmethod
+    def create(cls, path: Path, spec: RunSpec) -> RunFolder:
+        """A run folder with its run.toml. A run that is there already is refused."""
+        if (path / "run.toml").exists():
+            raise FlyweightError(f"{path} holds a run already; flyweight resume {path} goes on")
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        run.checkpoints.mkdir(exist_ok=True)
+        write_text(run.config, toml.dumps(spec.values()))
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        run = cls(path)
+        if not run.path.is_dir():
+            raise FlyweightError(f"no such run folder: {path}")
+        if not run.config.is_file():
+            raise FlyweightError(f"{path} is not a run folder: it has no run.toml")
+        return run
+
+    def spec(self) -> RunSpec:
+        return RunSpec.parse(toml.read(self.config))
+
+    # Checkpoints: folders whose names are digits alone.
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.checkpoints / f"{step:06d}"
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        complete = (
+            int(p.name)
+            for p in self.checkpoints.iterdir()
+            if p.name.isdigit() and (p / STATE).is_file()
+        )
+        return sorted(complete)
+
+    def thin(self, keep: int) -> None:
+        """Remove all but the newest ``keep`` checkpoints (0: keep all), and half-written ones."""
+        for leftover in self.checkpoints.glob(".*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for step in self.steps()[:-keep] if keep else []:
+            # Without its state.json first, a removal cut short is no complete checkpoint.
+            path = self.checkpoint_path(step)
+            (path / STATE).unlink()
+            shutil.rmtree(path)
+
+    # The ledger: one JSON object a line.
+
+    def read_ledger(self) -> list[dict[str, Any]]:
+        """All whole lines; a last line cut by a crash is left out."""
+        return list(_json_lines(self.ledger))
+
+    def cut_ledger(self, step: int) -> None:
+        """Drop the lines after ``step``: the steps that a resumed run will take again."""
+        for path in (self.ledger, self.samples):
+            kept = [line for line in _json_lines(path) if line["step"] <= step]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        if len(lines := self.read_ledger()) != step or any(
+            line["step"] != i + 1 for i, line in enumerate(lines)
+        ):
+            raise CorruptFileError(
+                f"{self.ledger} does not hold the steps 1 to {step} that the checkpoint"
+                " follows: the file was changed or lost"
+            )
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError:
+                if file.read(1):
+                    raise CorruptFileError(f"{path}, line {number}: not JSON") from None
+                return
+            yield value
+
+
+def write_checkpoint(run: RunFolder, step: int, files: dict[str, Any], state: Any) -> Path:
+    """Write checkpoints/STEP: ``files`` maps names to functions that write to a path.
+
+    ``state`` is JSON; the sha256 of every file is recorded in state.json.
+    """
+    path = run.checkpoint_path(step)
+    if path.exists():
+        shutil.rmtree(path)
+    with new_folder(path) as folder:
+        for name, write in files.items():
+            write(folder / name)
+        digests = {name: sha256(folder / name) for name in sorted(files)}
+        content = {**state, "sha256": digests}
+        write_text(folder / STATE, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def read_checkpoint_state(path: Path, check: bool = True) -> dict[str, Any]:
+    """state.json of a checkpoint folder, after comparing every file with its digest.
+
+    Raises CorruptFileError that names the file and the way out.
+    """
+    state_path = path / STATE
+    way_out = f"remove {path} to go on from the checkpoint before it"
+    try:
+        state = json.loads(state_path.read_text(encoding="utf-8"))
+        digests = state["sha256"]
+    except FileNotFoundError:
+        raise FlyweightError(f"no complete checkpoint at {path}") from None
+    except (ValueError, KeyError, TypeError):
+        raise CorruptFileError(f"{state_path} is damaged; {way_out}") from None
+    for name, digest in digests.items() if check else ():
+        file = path / name
+        if not file.is_file():
+            raise CorruptFileError(f"{file} is missing; {way_out}")
+        if sha256(file) != digest:
+            raise CorruptFileError(f"{file} does not match its recorded digest; {way_out}")
+    return state

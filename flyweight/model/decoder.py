@@ -1,0 +1,177 @@
+"""The decoder: embedding, blocks, norm, head, and the sharing between blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flyweight.model.attention import Attention, Positions, Scene
+from flyweight.model.cache import Cache, Slot
+from flyweight.model.features import Embedding
+from flyweight.model.feedforward import FeedForward, FeedForwardUpdate
+from flyweight.model.layers import Linear, Norm
+from flyweight.model.patches import Patches
+from flyweight.spec.errors import ConfigurationError
+from flyweight.spec.model import ModelSpec, PatchInput
+from flyweight.text.ngrams import positions_in_document
+
+
+class Block(nn.Module):
+    """h += s·attention(norm(h)); h += s·feedforward(norm(h)), with s the residual scale.
+
+    ``feedforward`` is None where the decoder lends a shared one; ``update`` is then this use's
+    low-rank change of it, if there is one.
+    """
+
+    def __init__(self, spec: ModelSpec, shared: bool) -> None:
+        super().__init__()
+        self.scale = spec.scale.residual
+        self.attention_norm = Norm(spec.norm, spec.width)
+        self.attention = Attention(spec)
+        self.feedforward_norm = Norm(spec.norm, spec.width)
+        self.feedforward = None if shared else FeedForward(spec.feedforward, spec.width)
+        rank = spec.share.lora_rank if shared else 0
+        self.update = FeedForwardUpdate(spec.feedforward, spec.width, rank) if rank else None
+
+    def forward(
+        self, h: Tensor, scene: Scene, lent: FeedForward | None, slot: Slot | None = None
+    ) -> Tensor:
+        branch = self.attention(self.attention_norm(h), scene, slot)
+        h = h + (branch if self.scale == 1.0 else branch * self.scale)
+        feedforward = self.feedforward if self.feedforward is not None else lent
+        assert feedforward is not None
+        branch = feedforward(self.feedforward_norm(h), self.update)
+        return h + (branch if self.scale == 1.0 else branch * self.scale)
+
+
+class Decoder(nn.Module):
+    """Any model that a ModelSpec describes.
+
+    ``hidden`` turns tokens (B, T) into final hidden states (B, T, E) in ``dtype``; ``logits``
+    turns those into float32 logits (B, T, V). Weights stay in their own precision.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        if spec.input.kind == "slots":
+            raise ConfigurationError("input.kind = 'slots' is built by flyweight.model.slots")
+        self.spec = spec
+        self.embedding = Embedding(spec)
+        self.positions = Positions(spec)
+        mode, depth = spec.share.feedforward, spec.depth
+        lent = {"none": set(), "all": set(range(depth)), "interior": set(range(1, depth - 1))}
+        self.blocks = nn.ModuleList(Block(spec, i in lent[mode]) for i in range(depth))
+        self.shared_feedforward = (
+            FeedForward(spec.feedforward, spec.width) if lent[mode] else None
+        )
+        patches = spec.input if isinstance(spec.input, PatchInput) else None
+        self.patches = Patches(spec, patches) if patches else None
+        self.norm = Norm(spec.norm, spec.embedding_width)
+        tied = spec.tie_embeddings
+        self.head = None if tied else Linear(spec.embedding_width, spec.vocab_size)
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        documents_BT: Tensor | None = None,
+        cache: Cache | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Logits of the next token at every position. (B, T, V), float32."""
+        return self.logits(self.hidden(tokens_BT, documents_BT, cache, dtype))
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        documents_BT: Tensor | None = None,
+        cache: Cache | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Final hidden states, normalised. ``cache`` (one sequence) is read and extended."""
+        known_BT, new = tokens_BT, slice(None)
+        if cache is not None:
+            assert tokens_BT.shape[0] == 1, "a cache holds one sequence"
+            new = slice(len(cache.tokens), None)
+            cache.tokens += tokens_BT[0].tolist()
+            known_BT = torch.tensor([cache.tokens], device=tokens_BT.device)
+        ngrams, matches = self.embedding.features(known_BT, documents_BT)
+        ngrams = None if ngrams is None else ngrams[:, new]
+        matches = None if matches is None else matches[:, new]
+        x = self.embedding(tokens_BT, ngrams, matches, dtype)
+        if self.patches is not None:
+            return self.norm(self._through_patches(x, known_BT, new, documents_BT, cache))
+        if self.spec.scale.embedding != 1.0:
+            x = x * self.spec.scale.embedding
+        if self.embedding.positions is not None:
+            start = new.start or 0
+            index = torch.arange(start, start + x.shape[1], device=x.device)
+            if documents_BT is not None:
+                within = positions_in_document(documents_BT.cpu().numpy())
+                index = torch.from_numpy(within).to(x.device)
+            x = x + self.embedding.positions[index].to(dtype)
+        return self.norm(self.core(x, documents_BT, cache))
+
+    def core(
+        self, h: Tensor, documents_BT: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """The blocks, each run as often as sharing says, each run with its own cache slot."""
+        past = 0 if cache is None else cache.length
+        scene = self.positions.scene(h.shape[1], past, documents_BT, h.dtype)
+        repeat = self.spec.share.repeat
+        for i, block in enumerate(self.blocks):
+            for r in range(repeat):
+                slot = None if cache is None else cache.slots[i * repeat + r]
+                h = block(h, scene, self.shared_feedforward, slot)
+        return h
+
+    def _through_patches(
+        self,
+        x_BTE: Tensor,
+        known_BT: Tensor,
+        new: slice,
+        documents_BT: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        patches = self.patches
+        assert patches is not None
+        x = patches.norm(x_BTE)
+        for block in patches.front:
+            x = block(x)
+        end_BT, offset_BT = patches.cut(known_BT)
+        end_BT, offset_BT = end_BT[:, new], offset_BT[:, new]
+        pooled_from, carried = x, 0
+        if cache is not None and cache.open_patch_1ND is not None:
+            carried = cache.open_patch_1ND.shape[1]
+            pooled_from = torch.cat((cache.open_patch_1ND, x), dim=1)
+            end_BT = torch.cat((end_BT.new_zeros(1, carried), end_BT), dim=1)
+        tokens_BT = known_BT[:, known_BT.shape[1] - end_BT.shape[1] :]
+        core, complete_BT = patches.pool(pooled_from, end_BT, tokens_BT)
+        core_documents = None
+        if documents_BT is not None:
+            core_documents = patches.at_end(documents_BT, end_BT, core.shape[1])
+        if core.shape[1]:
+            core = self.core(core, core_documents, cache)
+        before = None if cache is None else cache.core_output_11D
+        out = patches.spread(core, complete_BT, before)[:, carried:]
+        if cache is not None:
+            if core.shape[1]:
+                cache.core_output_11D = core[:, -1:]
+            ended = end_BT[0].nonzero()
+            begin = int(ended[-1]) + 1 if len(ended) else 0
+            cache.open_patch_1ND = pooled_from[:, begin:]
+        h = x + out + patches.offset[offset_BT].to(x.dtype)
+        for block in patches.decoder:
+            h = block(h)
+        return h
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 logits (..., V) from hidden states (..., E)."""
+        if self.head is None:
+            logits = nn.functional.linear(hidden, self.embedding.weight.to(hidden.dtype))
+        else:
+            logits = self.head(hidden)
+        scale = self.spec.scale.logits
+        return logits.float() if scale == 1.0 else logits.float() * scale
+
+    def new_cache(self) -> Cache:
+        return Cache(self.spec.uses)

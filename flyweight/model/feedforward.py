@@ -1,0 +1,59 @@
+"""The feed-forward branch: SwiGLU, GELU or squared ReLU, alone or shared with low-rank updates."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flyweight.model.layers import Linear
+from flyweight.spec.model import FeedForward as FeedForwardSpec
+
+
+class LowRank(nn.Module):
+    """The update V U x of rank r that one use adds to a shared matrix (arXiv:2405.14159)."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.down = Linear(inputs, rank)
+        self.up = Linear(rank, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU(x) = W_down(silu(W_gate x) * W_up x); W_gate and W_up are the rows of one matrix."""
+
+    def __init__(self, spec: FeedForwardSpec, width: int) -> None:
+        super().__init__()
+        self.kind = spec.kind
+        if spec.kind == "swiglu":
+            self.gate_up = Linear(width, 2 * spec.hidden, spec.bias)
+        else:
+            self.up = Linear(width, spec.hidden, spec.bias)
+        self.down = Linear(spec.hidden, width, spec.bias)
+
+    def forward(self, x: Tensor, update: FeedForwardUpdate | None = None) -> Tensor:
+        expanded = self.gate_up(x) if self.kind == "swiglu" else self.up(x)
+        if update is not None:
+            expanded = expanded + update.expand(x)
+        if self.kind == "swiglu":
+            gate, up = expanded.chunk(2, dim=-1)
+            hidden = F.silu(gate) * up
+        elif self.kind == "gelu":
+            hidden = F.gelu(expanded, approximate="tanh")
+        else:
+            hidden = torch.relu(expanded).square()
+        out = self.down(hidden)
+        return out if update is None else out + update.contract(hidden)
+
+
+class FeedForwardUpdate(nn.Module):
+    """One use's low-rank updates of a shared feed-forward's matrices."""
+
+    def __init__(self, spec: FeedForwardSpec, width: int, rank: int) -> None:
+        super().__init__()
+        wide = 2 * spec.hidden if spec.kind == "swiglu" else spec.hidden
+        self.expand = LowRank(width, wide, rank)
+        self.contract = LowRank(spec.hidden, width, rank)

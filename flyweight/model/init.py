@@ -1,0 +1,52 @@
+"""How weights start, all in one place.
+
+| tensor                              | "normal"            | "zero-outputs"                    |
+|-------------------------------------|---------------------|-----------------------------------|
+| token embedding                     | N(0, std²)          | N(0, 1/4)                         |
+| learned positions, match tables     | N(0, std²)          | N(0, 1/100)                       |
+| n-gram tables                       | N(0, std²)          | N(0, 1/2500)                      |
+| attention.output, feedforward.down  | N(0, std² / (2 L))  | 0                                 |
+| head                                | N(0, std²)          | 0                                 |
+| low-rank updates                    | up 0, down N(0, 1/inputs) so that a shared matrix starts unchanged |
+| every other matrix                  | N(0, std²)          | N(0, 1 / (2 inputs))              |
+| biases 0, gains 1                   |                     |                                   |
+"""
+
+from __future__ import annotations
+
+import torch
+
+from flyweight.model.decoder import Decoder
+from flyweight.model.feedforward import LowRank
+
+
+@torch.no_grad()
+def init_weights(model: Decoder, seed: int) -> None:
+    """Fill every parameter from ``seed`` alone (not from the global generator)."""
+    generator = torch.Generator().manual_seed(seed)
+    zero = model.spec.init.kind == "zero-outputs"
+    std = model.spec.init.std
+    low_rank = {name for name, part in model.named_modules() if isinstance(part, LowRank)}
+    for name, weight in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        above = owner.rpartition(".")[0]
+        if weight.ndim == 1:
+            weight.fill_(1.0 if leaf == "weight" else 0.0)
+            continue
+        deviation = (0.5 / weight.shape[1]) ** 0.5 if zero else std
+        if above in low_rank:
+            deviation = 0.0 if owner.endswith(".up") else weight.shape[1] ** -0.5
+        elif owner.endswith((".attention.output", "feedforward.down")):
+            deviation = 0.0 if zero else std * (2 * model.spec.uses) ** -0.5
+        elif name == "head.weight":
+            deviation = 0.0 if zero else std
+        elif name == "embedding.weight":
+            deviation = 0.5 if zero else std
+        elif name in ("embedding.matches", "embedding.positions", "patches.offset"):
+            deviation = 0.1 if zero else std
+        elif name == "embedding.ngrams.table":
+            deviation = 0.02
+        if deviation == 0.0:
+            weight.zero_()
+        else:
+            weight.normal_(0.0, deviation, generator=generator)

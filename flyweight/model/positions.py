@@ -1,0 +1,52 @@
+"""Order in attention: rotary embeddings and linear biases."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flyweight.spec.model import Position
+
+
+def rope_frequencies(position: Position, rotary_dim: int) -> Tensor:
+    """Angular frequencies theta^(-2i/d) for i < d/2 (arXiv:2104.09864, eq. 15). Shape (d/2,)."""
+    exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
+    return (position.theta**-exponent).float()
+
+
+def rope_tables(frequencies: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of position times frequency, float32. Shape (T, d/2) each."""
+    angles = positions_T.to(torch.float32)[:, None] * frequencies[None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, layout: str) -> Tensor:
+    """Turn the first 2R of D dimensions by their position's angle, leave the others.
+
+    Layout "half" pairs dimension i with i + R, "interleaved" pairs 2i with 2i + 1.
+    """
+    rotary = 2 * cos_TR.shape[-1]
+    cos, sin = cos_TR.to(x_BHTD.dtype), sin_TR.to(x_BHTD.dtype)
+    turned = x_BHTD[..., :rotary]
+    if layout == "half":
+        a, b = turned.chunk(2, dim=-1)
+        result = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    else:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        result = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    if rotary == x_BHTD.shape[-1]:
+        return result
+    return torch.cat((result, x_BHTD[..., rotary:]), dim=-1)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """One slope per head (arXiv:2108.12409, section 3). Shape (heads,), float32.
+
+    For n a power of two: r, r², ... with r = 2^(-8/n). Otherwise those of the next lower power
+    of two, then every second slope of twice that power.
+    """
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    if power < heads:
+        slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
+    return torch.tensor(slopes, dtype=torch.float32)

@@ -1,0 +1,187 @@
+"""A model that talks, in PyTorch: generate, stream, log probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from flyweight.model.decoder import Decoder
+from flyweight.model.sample import choose
+from flyweight.spec.errors import FlyweightError
+from flyweight.spec.model import ModelSpec
+from flyweight.text.tokenizer import StreamDecoder, Tokenizer
+
+# Tokens scored at a time; bounds memory whatever the text's length.
+_SCORED_AT_ONCE = 8192
+
+
+class TorchModel:
+    """The protocol that ``flyweight.load`` returns, over a Decoder."""
+
+    def __init__(self, name: str, decoder: Decoder, tokenizer: Tokenizer) -> None:
+        self.name, self.decoder, self.tokenizer = name, decoder.eval(), tokenizer
+        self.spec: ModelSpec = decoder.spec
+
+    def generate(
+        self,
+        prompt: str = "",
+        max_tokens: int = 128,
+        min_tokens: int = 0,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop: list[str] | None = None,
+    ) -> str:
+        """The continuation of ``prompt``, alone. Stop strings are left out of it."""
+        return "".join(
+            self.stream(prompt, max_tokens, min_tokens, temperature, top_k, top_p, seed, stop)
+        )
+
+    def stream(
+        self,
+        prompt: str = "",
+        max_tokens: int = 128,
+        min_tokens: int = 0,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        stop: list[str] | None = None,
+    ) -> Iterator[str]:
+        """Pieces of the continuation as they come; together they equal ``generate``'s."""
+        _check_sampling(max_tokens, min_tokens, temperature, top_k, top_p)
+        ids = self._encode(prompt)
+        pieces = StreamDecoder(self.tokenizer)
+        held, stops = "", [s for s in stop or [] if s]
+        for token in self._tokens(ids, max_tokens, min_tokens, temperature, top_k, top_p, seed):
+            held += pieces.push(token)
+            cut = _first(held, stops)
+            if cut is not None:
+                held = held[:cut]
+                break
+            # What could still become a stop string is held back.
+            keep = max((_overlap(held, s) for s in stops), default=0)
+            if len(held) > keep:
+                yield held[: len(held) - keep]
+                held = held[len(held) - keep :]
+        else:
+            held += pieces.flush()
+            cut = _first(held, stops)
+            held = held if cut is None else held[:cut]
+        if held:
+            yield held
+
+    def logprobs(self, text: str, bos: bool | None = None) -> list[tuple[int, float]]:
+        """(token id, log probability in nats) of each token given all before it.
+
+        A text longer than the context is scored in windows that overlap by half. A first token
+        that nothing precedes is left out.
+        """
+        ids = self._encode(text, bos)
+        return list(zip(ids[1:], self._scores(np.array(ids, dtype=np.int64)), strict=True))
+
+    def _starts_with_bos(self, bos: bool | None) -> bool:
+        return self.tokenizer.add_bos if bos is None else bos
+
+    def _encode(self, text: str, bos: bool | None = None) -> list[int]:
+        use_bos = self._starts_with_bos(bos)
+        if use_bos and self.tokenizer.eot_id is None:
+            raise FlyweightError("this model's tokenizer has no beginning-of-text token")
+        ids = self.tokenizer.encode(text, bos=use_bos)
+        if not ids:
+            raise FlyweightError("the prompt is empty, and this tokenizer puts nothing before it")
+        return ids
+
+    @torch.no_grad()
+    def _scores(self, ids: np.ndarray) -> list[float]:
+        """log p of ids[1:], each given those before it within its window."""
+        context = self.spec.context
+        stride = max(1, context // 2)
+        starts = [0, *range(stride, max(stride, len(ids) - 1 - stride), stride)]
+        scores = np.zeros(max(0, len(ids) - 1))
+        at_once = max(1, _SCORED_AT_ONCE // context)
+        for group in range(0, len(starts), at_once):
+            some = starts[group : group + at_once]
+            windows = [ids[s : s + context + 1] for s in some]
+            width = max(len(w) for w in windows) - 1
+            if width < 1:
+                continue
+            tokens = np.zeros((len(some), width), dtype=np.int64)
+            for row, window in zip(tokens, windows, strict=True):
+                row[: len(window) - 1] = window[:-1]
+            logits = self.decoder(torch.from_numpy(tokens))
+            log_probs = logits.log_softmax(dim=-1)
+            for start, window, row_TV in zip(some, windows, log_probs, strict=True):
+                own = torch.from_numpy(window[1:])
+                picked = row_TV[: len(own)].gather(1, own[:, None])[:, 0].double().numpy()
+                new = 0 if start == 0 else context - stride
+                scores[start + new : start + len(own)] = picked[new:]
+        return scores.tolist()
+
+    @torch.no_grad()
+    def _tokens(
+        self,
+        ids: list[int],
+        max_tokens: int,
+        min_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        seed: int,
+    ) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(seed)
+        eot = self.tokenizer.eot_id
+        context = self.spec.context
+        history = ids[-context:]
+        cache = self.decoder.new_cache()
+        logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
+        for made in range(max_tokens):
+            if made < min_tokens and eot is not None:
+                logits[eot] = float("-inf")
+            if self.tokenizer.pad_id is not None:
+                logits[self.tokenizer.pad_id] = float("-inf")
+            token = choose(logits, temperature, top_k, top_p, generator)
+            if token == eot:
+                return
+            yield token
+            history.append(token)
+            if made + 1 == max_tokens:
+                return
+            if len(history) >= context:
+                # The cache is full: go on from the newest half of what it held.
+                history = history[-max(1, context // 2) :]
+                cache = self.decoder.new_cache()
+                logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
+            else:
+                logits = self.decoder(torch.tensor([[token]]), cache=cache)[0, -1]
+
+
+def _check_sampling(
+    max_tokens: int, min_tokens: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    if max_tokens < 0 or min_tokens < 0 or min_tokens > max_tokens:
+        raise FlyweightError(
+            f"max_tokens = {max_tokens} and min_tokens = {min_tokens}: 0 <= min <= max is wanted"
+        )
+    if not temperature >= 0 or math.isinf(temperature):
+        raise FlyweightError(f"temperature = {temperature}: a number of 0 or more is wanted")
+    if top_k is not None and top_k < 1:
+        raise FlyweightError(f"top_k = {top_k}: 1 or more is wanted")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise FlyweightError(f"top_p = {top_p}: more than 0 and at most 1 is wanted")
+
+
+def _first(text: str, stops: list[str]) -> int | None:
+    found = [i for i in (text.find(s) for s in stops) if i >= 0]
+    return min(found) if found else None
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The longest end of ``text`` that begins ``stop``."""
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0
+    )

@@ -1,0 +1,251 @@
+"""What a model is: shapes, positions, sharing and scalings, without a line of torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from flyweight.spec.table import Table
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Norm(Table):
+    """Normalisation before each branch and before the head."""
+
+    kind: Literal["rms", "layer"] = "rms"
+    eps: PositiveFloat = 1e-5
+    # A gain vector per norm; quickstart's models leave it out, the published ones have it.
+    gain: bool = True
+    bias: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Norm:
+        if self.bias and not (self.kind == "layer" and self.gain):
+            raise ValueError("bias needs kind = 'layer' with gain = true")
+        return self
+
+
+class Position(Table):
+    """How order reaches attention: RoPE (arXiv:2104.09864), ALiBi (arXiv:2108.12409), learned."""
+
+    kind: Literal["rope", "alibi", "learned", "none"] = "rope"
+    theta: PositiveFloat = 10_000.0
+    # The share of each head's dimensions that rotate (Phi-4-mini: 0.75).
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # "half" pairs dimension i with i + d/2 (Llama), "interleaved" pairs 2i with 2i + 1 (GPT-J).
+    layout: Literal["half", "interleaved"] = "half"
+
+
+class Attention(Table):
+    """Grouped-query attention (arXiv:2305.13245); kv_heads == heads is multi-head attention."""
+
+    heads: Positive
+    kv_heads: Positive | None = None
+    head_dim: Positive | None = None
+    bias: bool = False
+    output_bias: bool | None = None
+    # Scores are multiplied by 1/sqrt(head_dim), or by 1/head_dim (muP, arXiv:2203.03466).
+    scale: Literal["1/sqrt(d)", "1/d"] = "1/sqrt(d)"
+    # Sliding window (arXiv:2310.06825): position i sees the `window` positions up to itself.
+    window: Positive | None = None
+    # RMS-normalised queries and keys (arXiv:2302.05442), without gains.
+    qk_norm: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Attention:
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}")
+        return self
+
+
+class FeedForward(Table):
+    """SwiGLU (arXiv:2002.05202), GELU, or squared ReLU (arXiv:2109.08668)."""
+
+    kind: Literal["swiglu", "gelu", "relu2"] = "swiglu"
+    hidden: Positive
+    bias: bool = False
+
+
+class Share(Table):
+    """Which weights are one body used many times.
+
+    ``feedforward = "all"``: one feed-forward for every layer (MobiLlama, arXiv:2402.16840).
+    ``feedforward = "interior"``: one for all but the first and last layer, each use with its own
+    low-rank update of ``lora_rank`` (Super Tiny Language Models, arXiv:2405.14159).
+    ``block = "adjacent"``: each block runs ``repeat`` times in a row (MobileLLM, arXiv:2402.14905).
+    """
+
+    feedforward: Literal["none", "all", "interior"] = "none"
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    block: Literal["none", "adjacent"] = "none"
+    repeat: Positive = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Share:
+        if self.lora_rank and self.feedforward != "interior":
+            raise ValueError("lora_rank belongs to feedforward = 'interior'")
+        if (self.repeat > 1) != (self.block == "adjacent"):
+            raise ValueError("block = 'adjacent' goes with repeat of 2 or more, and only then")
+        return self
+
+
+class Scale(Table):
+    """Multipliers of the forward pass (muP and MiniCPM): embeddings, residual branches, logits."""
+
+    embedding: PositiveFloat = 1.0
+    residual: PositiveFloat = 1.0
+    logits: PositiveFloat = 1.0
+
+
+class NGrams(Table):
+    """Hashed n-gram embeddings: the last n tokens are hashed to a row of a table, per order n.
+
+    The rows of all orders (each ``dim`` wide) are concatenated, projected to the width of the
+    token embedding and added to it. Byte n-grams as in BLT (arXiv:2412.09871, eq. 3 and 4).
+    """
+
+    orders: tuple[Annotated[int, Field(ge=2, le=32)], ...] = (2, 3, 4, 5, 6)
+    rows: Positive = 32_768
+    dim: Positive = 64
+
+    @model_validator(mode="after")
+    def _check(self) -> NGrams:
+        if not self.orders or len(set(self.orders)) != len(self.orders):
+            raise ValueError(f"orders must be distinct and not empty (got {list(self.orders)})")
+        return self
+
+
+class Matches(Table):
+    """Embeddings of what followed the last time: a match model (as in PAQ) as an input feature.
+
+    For each length m, the token that followed the most recent earlier occurrence of the last m
+    tokens within the same document and context is embedded and added to the token's embedding.
+    """
+
+    lengths: tuple[Annotated[int, Field(ge=1, le=64)], ...] = (4, 6, 12)
+
+    @model_validator(mode="after")
+    def _check(self) -> Matches:
+        if not self.lengths or len(set(self.lengths)) != len(self.lengths):
+            raise ValueError(f"lengths must be distinct and not empty (got {list(self.lengths)})")
+        return self
+
+
+class TokenInput(Table):
+    """One embedding row per token: bytes, BPE, unigram."""
+
+    kind: Literal["tokens"] = "tokens"
+
+
+class PatchInput(Table):
+    """Bytes pooled into patches: a front, the core on patches, and a causal byte decoder.
+
+    ``patch``: "fixed" cuts every ``size`` bytes; "word" ends a patch after the first byte that
+    is no letter or digit following one that is, after the first newline of a run, and at ``size``
+    bytes. ``width`` is that of the byte-level parts; the core has the model's own.
+    """
+
+    kind: Literal["patches"] = "patches"
+    patch: Literal["fixed", "word"] = "word"
+    size: Annotated[int, Field(ge=2, le=64)] = 16
+    width: Positive = 192
+    front_depth: Annotated[int, Field(ge=0)] = 0
+    decoder_depth: Annotated[int, Field(ge=0)] = 2
+    hidden: Positive = 384
+
+
+class SlotInput(Table):
+    """Super Tiny Language Models' byte input (arXiv:2405.14159): a tokenizer's token is a patch.
+
+    Each token is spelled in ``slots`` byte slots, embedded by ``front_depth`` bidirectional
+    blocks at ``width``, averaged over its bytes into one vector; the decoder predicts all slots
+    of the next token in parallel with ``decoder_depth`` bidirectional blocks. ``reconstruction``
+    weighs the auxiliary loss that spells a token out of its own pooled vector.
+    """
+
+    kind: Literal["slots"] = "slots"
+    slots: Annotated[int, Field(ge=2, le=64)] = 12
+    width: Positive = 128
+    hidden: Positive = 512
+    heads: Positive = 8
+    front_depth: Annotated[int, Field(ge=0)] = 4
+    decoder_depth: Annotated[int, Field(ge=0)] = 7
+    reconstruction: Annotated[float, Field(ge=0)] = 1.0
+
+
+Input = Annotated[TokenInput | PatchInput | SlotInput, Field(discriminator="kind")]
+
+
+class Init(Table):
+    """How weights start.
+
+    "normal": every matrix N(0, std²), the branches' output matrices divided by sqrt(2 L) (GPT-2).
+    "zero-outputs": N(0, 1/(2 fan_in)), the branches' output matrices and the head zero, so that
+    every block starts as the identity (as in the Muon speed runs and muP's zero read-out).
+    """
+
+    kind: Literal["normal", "zero-outputs"] = "normal"
+    std: PositiveFloat = 0.02
+
+
+class ModelSpec(Table):
+    """A decoder, whole. Widths in features, context in tokens (bytes for byte models)."""
+
+    vocab_size: Positive
+    width: Positive
+    depth: Positive
+    context: Positive
+    norm: Norm = Norm()
+    position: Position = Position()
+    attention: Attention
+    feedforward: FeedForward
+    share: Share = Share()
+    scale: Scale = Scale()
+    input: Input = TokenInput()
+    ngrams: NGrams | None = None
+    matches: Matches | None = None
+    tie_embeddings: bool = False
+    init: Init = Init()
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSpec:
+        if self.attention.head_dim is None and self.width % self.attention.heads:
+            raise ValueError(
+                f"width = {self.width} is no multiple of attention.heads = {self.attention.heads};"
+                " set attention.head_dim or change one of them"
+            )
+        if self.position.kind == "rope" and self.rotary_dim % 2:
+            raise ValueError(f"RoPE turns pairs of dimensions; {self.rotary_dim} of them is odd")
+        if self.share.feedforward == "interior" and self.depth < 3:
+            raise ValueError("share.feedforward = 'interior' needs a depth of 3 or more")
+        if self.input.kind == "patches" and self.vocab_size < 258:
+            raise ValueError("a patch model reads bytes: vocab_size must be 258 (256, pad, eot)")
+        if self.input.kind != "tokens" and self.tie_embeddings and self.input.kind == "slots":
+            raise ValueError("tie_embeddings does not apply to input.kind = 'slots'")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        return self.attention.head_dim or self.width // self.attention.heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.attention.kv_heads or self.attention.heads
+
+    @property
+    def rotary_dim(self) -> int:
+        return int(self.head_dim * self.position.fraction)
+
+    @property
+    def uses(self) -> int:
+        """Blocks executed per token: depth, times repeat where blocks are shared. One cache
+        slot each."""
+        return self.depth * self.share.repeat
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the token embedding and of the head's input."""
+        return self.input.width if isinstance(self.input, PatchInput) else self.width

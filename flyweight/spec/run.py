@@ -1,0 +1,162 @@
+"""What a run is: the text, the data, the training, and the model they make."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from flyweight.spec.model import ModelSpec
+from flyweight.spec.table import Table
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Tokenizer(Table):
+    """A tokenizer to train on the run's own text, or (``path``) one to load."""
+
+    kind: Literal["bytes", "bpe", "unigram", "file"] = "bytes"
+    size: Annotated[int, Field(ge=257)] | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Tokenizer:
+        if (self.kind == "file") != (self.path is not None):
+            raise ValueError("path goes with kind = 'file', and only with it")
+        if (self.kind in ("bpe", "unigram")) != (self.size is not None):
+            raise ValueError("size (the vocabulary) goes with kind = 'bpe' or 'unigram', and only then")
+        return self
+
+
+class Text(Table):
+    tokenizer: Tokenizer = Tokenizer()
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """``tokenizer = "bytes"`` or ``tokenizer = "path/to/tokenizer.json"``."""
+        if isinstance(value, str):
+            return {"kind": "bytes"} if value == "bytes" else {"kind": "file", "path": value}
+        return value
+
+
+class Data(Table):
+    """Which text is read, and what of it is kept from training.
+
+    ``train``: files, folders or globs; or one dataset already built (a folder with dataset.json).
+    ``held_out``: the share of whole documents set aside by a stable hash of their name, or a list
+    of files. A corpus of one document holds out its tail.
+    """
+
+    train: list[str] = Field(default_factory=list)
+    held_out: Share | list[str] = 0.1
+
+
+class Optimizer(Table):
+    """AdamW (arXiv:1711.05101) for all, or Muon (Jordan et al. 2024) for the blocks' matrices.
+
+    The schedule's ``peak`` is the rate of the matrices. The other groups' rates are multiples of
+    it: ``embedding_rate`` (token and position embeddings, match tables, the head),
+    ``vector_rate`` (gains and biases), ``table_rate`` (hashed n-gram tables, row-wise Adagrad
+    on the rows that a batch touches).
+    """
+
+    kind: Literal["adamw", "muon"] = "muon"
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: PositiveFloat = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    embedding_rate: PositiveFloat = 0.75
+    vector_rate: PositiveFloat = 0.75
+    table_rate: PositiveFloat = 23.0
+
+
+class Schedule(Table):
+    """The learning rate as a pure function of the step.
+
+    "wsd": linear warmup, constant, then a decay over the last ``decay`` share of the steps
+    (MiniCPM, arXiv:2404.06395); "cosine" and "linear" fall from the end of warmup to the end.
+    All end at ``floor`` times the peak. ``warmup`` in steps.
+    """
+
+    kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    peak: PositiveFloat = 0.013
+    warmup: Annotated[int, Field(ge=0)] = 20
+    decay: Share = 0.5
+    floor: Share = 0.0
+
+
+class Ramp(Table):
+    """Short contexts first: the step's share of the run up to ``until`` uses ``context``.
+
+    The tokens of a batch stay the same: rows are cut into equal pieces, so the data order too.
+    """
+
+    context: Positive
+    until: Share
+
+
+class Checkpoint(Table):
+    """``every`` steps, and always at the end; the newest ``keep`` are kept (0: all)."""
+
+    every: Positive | None = None
+    keep: Annotated[int, Field(ge=0)] = 2
+
+
+class Train(Table):
+    """How long and how fast. Exactly one of ``steps``, ``minutes``, ``tokens`` sets the length.
+
+    ``batch_tokens`` per step, in rows of ``context``; ``micro_batch_tokens`` at a time (gradients
+    are accumulated and normalised by the number of targets). A resolved run has ``steps``.
+    """
+
+    context: Positive = 1024
+    batch_tokens: Positive = 8192
+    micro_batch_tokens: Positive | None = None
+    steps: Positive | None = None
+    minutes: PositiveFloat | None = None
+    tokens: Positive | None = None
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    ramp: list[Ramp] = Field(default_factory=list)
+    clip: PositiveFloat | None = 1.0
+    checkpoint: Checkpoint = Checkpoint()
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    threads: Positive | None = None
+    sample_every: Positive | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Train:
+        lengths = [n for n in ("steps", "minutes", "tokens") if getattr(self, n) is not None]
+        if len(lengths) > 1:
+            raise ValueError(f"{' and '.join(lengths)} are both set; keep one of them")
+        if self.batch_tokens % self.context:
+            raise ValueError(
+                f"batch_tokens = {self.batch_tokens} is no multiple of context = {self.context}"
+            )
+        micro = self.micro_batch_tokens
+        if micro is not None and (micro % self.context or self.batch_tokens % micro):
+            raise ValueError(
+                f"micro_batch_tokens = {micro} must be a multiple of context = {self.context}"
+                f" and divide batch_tokens = {self.batch_tokens}"
+            )
+        for ramp in self.ramp:
+            if self.context % ramp.context:
+                raise ValueError(f"ramp context {ramp.context} does not divide {self.context}")
+        return self
+
+
+class RunSpec(Table):
+    """A run's configuration, resolved: everything needed to do it again."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    model: ModelSpec
+    text: Text = Text()
+    data: Data = Data()
+    train: Train = Train()

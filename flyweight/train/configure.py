@@ -1,0 +1,96 @@
+"""From what a person wrote to a run that is fixed in every particular."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flyweight.spec.errors import ConfigurationError
+from flyweight.spec.model import ModelSpec
+from flyweight.spec.run import Data, RunSpec, Text, Train
+from flyweight.spec.table import nearest
+from flyweight.text.tokenizer import Tokenizer
+from flyweight.zoo import catalog
+
+BATCH_TOKENS = 8192
+KEYS = ["name", "seed", "model", "text", "data", "train"]
+
+
+def check_tables(values: dict[str, Any]) -> tuple[Text, Data, Train]:
+    """The tables that do not depend on the data, checked before any work is done."""
+    for key in values:
+        if key not in KEYS:
+            raise ConfigurationError(f"unknown key `{key}`{nearest(key, KEYS)}")
+    for key in ("model", "text", "data", "train"):
+        if not isinstance(values.get(key, {}), dict):
+            raise ConfigurationError(f"`{key}` is a table: write [{key}] and its keys below")
+    train = dict(values.get("train", {}))
+    if "batch_tokens" not in train:
+        context = train.get("context", Train().context)
+        if isinstance(context, int) and context > 0:
+            train["batch_tokens"] = context * max(1, round(BATCH_TOKENS / context))
+    text = Text.parse(values.get("text", {}), "text")
+    checked = Train.parse(train, "train")
+    # The model too, as far as it can be known before there is a tokenizer.
+    model_spec(values, text, checked, vocab_size=None)
+    return text, Data.parse(values.get("data", {}), "data"), checked
+
+
+def model_spec(
+    values: dict[str, Any], text: Text, train: Train, vocab_size: int | None
+) -> ModelSpec:
+    """The [model] table in full: quickstart's by default, ``use`` for a zoo name, overrides.
+
+    ``vocab_size`` is the tokenizer's, taken where the table does not set one of its own.
+    """
+    given = dict(values.get("model", {}))
+    use = given.pop("use", None)
+    if use is None and not {"width", "depth"} & given.keys():
+        use = "quickstart" if text.tokenizer.kind == "bytes" else "quickstart-tokens"
+    base: dict[str, Any] = {}
+    if use is not None:
+        if not isinstance(use, str):
+            raise ConfigurationError(f"model.use = {use!r}: a zoo name is wanted")
+        base = catalog.get(use).spec.values()
+        base["context"] = train.context
+    table = _merged(base, given)
+    table.setdefault("context", train.context)
+    if "vocab_size" not in given:
+        table["vocab_size"] = vocab_size or table.get("vocab_size", 258)
+    spec = ModelSpec.parse(table, "model")
+    if vocab_size is not None and spec.vocab_size < vocab_size:
+        raise ConfigurationError(
+            f"model.vocab_size = {spec.vocab_size}, but the tokenizer has {vocab_size} tokens;"
+            " leave vocab_size out to take the tokenizer's"
+        )
+    if spec.context < train.context:
+        raise ConfigurationError(
+            f"train.context = {train.context} is longer than model.context = {spec.context}"
+        )
+    if spec.input.kind == "patches" and text.tokenizer.kind != "bytes":
+        raise ConfigurationError(
+            "model.input.kind = 'patches' reads bytes; set text.tokenizer = \"bytes\""
+        )
+    return spec
+
+
+def run_spec(
+    values: dict[str, Any], text: Text, data: Data, train: Train, tokenizer: Tokenizer
+) -> RunSpec:
+    """The run, resolved but for what only a measurement on this machine can tell."""
+    model = model_spec(values, text, train, tokenizer.vocab_size)
+    head = {key: values[key] for key in ("name", "seed") if key in values}
+    tables = {"text": text.values(), "data": data.values(), "train": train.values()}
+    return RunSpec.parse({**head, **tables, "model": model.values()})
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``base``; a table that changes its kind replaces the old one."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        same = isinstance(value, dict) and isinstance(old, dict)
+        if same and value.get("kind", old.get("kind")) == old.get("kind"):
+            result[key] = _merged(old, value)
+        else:
+            result[key] = value
+    return result

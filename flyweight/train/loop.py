@@ -1,0 +1,179 @@
+"""The training loop: batch, loss, gradients, update, ledger, checkpoint. Nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from flyweight.data.batches import Batch, Batches
+from flyweight.files.run import RunFolder
+from flyweight.spec.errors import FlyweightError
+from flyweight.spec.run import Train
+from flyweight.train.objective import next_token_loss
+from flyweight.train.schedule import context_at, rate
+from flyweight.train.state import TrainState
+from flyweight.train.view import View
+
+
+@dataclass
+class Session:
+    """One stretch of training: what is fixed while the state moves."""
+
+    train: Train
+    batches: Batches
+    # Bytes that each token id stands for, (V,), so that losses are comparable per byte.
+    token_bytes: np.ndarray
+    dtype: torch.dtype
+    device: str
+    view: View
+    # The machine's measured matrix peak in FLOP/s; 0 leaves the share out.
+    peak: float = 0.0
+    # Called with the state whenever a sample is due.
+    sample: Callable[[TrainState], None] | None = None
+
+    @property
+    def steps(self) -> int:
+        assert self.train.steps is not None, "a resolved run has steps"
+        return self.train.steps
+
+
+class Interrupted(FlyweightError):
+    """Ctrl-C: the state was saved."""
+
+
+def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
+    """Train from ``state.step`` to the end; every step goes to the ledger.
+
+    Saves on schedule, at the end, and on Ctrl-C (then raises Interrupted). A non-finite loss or
+    gradient norm raises FlyweightError before anything is updated.
+    """
+    train, steps = session.train, session.steps
+    every = train.checkpoint.every or steps
+    flops = count_flops(state, session) if session.peak else 0.0
+    state.model.train()
+    started, first = time.perf_counter(), state.step
+    with _Interrupt() as interrupt, open(run.ledger, "a", encoding="utf-8") as ledger:
+        while state.step < steps:
+            begin = time.perf_counter()
+            context = context_at(train.ramp, train.context, state.step, steps)
+            batch = session.batches.batch(state.step, context=context)
+            loss = backward(state, session, batch)
+            norm = state.optimizer.gather()
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise FlyweightError(
+                    f"step {state.step + 1}: the loss is {loss} and the gradient norm {norm};"
+                    " nothing was updated. Lower schedule.peak, or see the batch:"
+                    f" flyweight data inspect {run.path} --step {state.step + 1}"
+                )
+            factor = train.schedule.peak * rate(train.schedule, state.step, steps)
+            state.optimizer.apply(factor, train.clip, norm)
+            record = _advance(state, session, batch, loss, factor, norm, begin)
+            ledger.write(json.dumps(record) + "\n")
+            ledger.flush()
+            done = state.step - first
+            left = (time.perf_counter() - started) / done * (steps - state.step)
+            share = flops / record["seconds"] / session.peak if flops else None
+            session.view.step({**record, "eta_seconds": left, "matrix_share": share})
+            stop = interrupt.asked and state.step < steps
+            if state.step % every == 0 or state.step == steps or stop:
+                state.save(run)
+                run.thin(train.checkpoint.keep)
+            if stop:
+                raise Interrupted(
+                    f"stopped after step {state.step} of {steps}, which is saved."
+                    f" To go on: flyweight resume {run.path}"
+                )
+            if session.sample and train.sample_every and state.step % train.sample_every == 0:
+                session.sample(state)
+
+
+def backward(state: TrainState, session: Session, batch: Batch) -> float:
+    """Gradients of the mean loss per target, micro-batch by micro-batch. Returns the mean."""
+    targets = batch.targets_BT.size
+    rows = len(batch.tokens_BT)
+    micro = session.train.micro_batch_tokens or targets
+    at_once = max(1, micro * rows // targets)
+    total = 0.0
+    for start in range(0, rows, at_once):
+        part = slice(start, start + at_once)
+        tokens_BT = torch.from_numpy(batch.tokens_BT[part]).to(session.device)
+        targets_BT = torch.from_numpy(batch.targets_BT[part]).to(session.device)
+        documents_BT = None
+        if batch.documents_BT[part].any():
+            documents_BT = torch.from_numpy(batch.documents_BT[part]).to(session.device)
+        loss = next_token_loss(state.model, tokens_BT, targets_BT, documents_BT, session.dtype)
+        (loss / targets).backward()
+        total += loss.item()
+    return total / targets
+
+
+def _advance(
+    state: TrainState,
+    session: Session,
+    batch: Batch,
+    loss: float,
+    learning_rate: float,
+    norm: float,
+    begin: float,
+) -> dict[str, Any]:
+    """Count the step and make its ledger line."""
+    tokens, size = batch.targets_BT.size, int(session.token_bytes[batch.targets_BT].sum())
+    state.step += 1
+    state.tokens += tokens
+    state.bytes += size
+    seconds = time.perf_counter() - begin
+    return {
+        "step": state.step,
+        "tokens": state.tokens,
+        "bytes": state.bytes,
+        "loss": loss,
+        "bits_per_byte": loss * tokens / math.log(2) / max(1, size),
+        "learning_rate": learning_rate,
+        "gradient_norm": norm,
+        "context": batch.tokens_BT.shape[1],
+        "digest": hashlib.sha256(np.ascontiguousarray(batch.tokens_BT).tobytes()).hexdigest()[:16],
+        "seconds": round(seconds, 6),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "bytes_per_second": round(size / seconds, 1),
+    }
+
+
+def count_flops(state: TrainState, session: Session) -> float:
+    """Matrix FLOPs of one step's forward and backward pass, counted on a real batch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = session.batches.batch(state.step)
+    with FlopCounterMode(display=False) as counter:
+        backward(state, session, batch)
+    state.optimizer.forget()
+    return float(counter.get_total_flops())
+
+
+class _Interrupt:
+    """Turns the first Ctrl-C into a request to stop after the step; the second one kills."""
+
+    asked = False
+
+    def __enter__(self) -> _Interrupt:
+        try:
+            self.previous = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:  # not the main thread: Ctrl-C does not reach it
+            self.previous = None
+        return self
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)

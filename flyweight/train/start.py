@@ -1,0 +1,285 @@
+"""Starting and resuming runs: data, model, optimiser and view put together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flyweight.data.batches import Batches
+from flyweight.data.build import Progress, build
+from flyweight.data.shards import Dataset
+from flyweight.files.atomic import write_text
+from flyweight.files.model_folder import write_model_folder
+from flyweight.files.run import RunFolder
+from flyweight.model.decoder import Decoder
+from flyweight.model.init import init_weights
+from flyweight.spec import toml
+from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
+from flyweight.spec.run import RunSpec
+from flyweight.text.tokenizer import byte_lengths
+from flyweight.train.configure import check_tables, run_spec
+from flyweight.train.loop import Session, backward, run_training
+from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
+from flyweight.train.optimizer import Optimizer
+from flyweight.train.schedule import context_at
+from flyweight.train.state import WEIGHTS, TrainState
+from flyweight.train.view import View
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+DEFAULT_MINUTES = 2.0
+CHECKPOINTS = 4
+
+Sampler = Callable[[TrainState, RunFolder, View], None]
+
+
+def train_run(
+    values: dict[str, Any],
+    out: Path,
+    view: View,
+    progress: Progress | None = None,
+    sampler: Sampler | None = None,
+) -> RunFolder:
+    """Build the data, fix the configuration, train to the end. ``values``: the TOML's tables.
+
+    Whatever fails before training begins leaves no run folder behind.
+    """
+    text, data, train = check_tables(values)
+    _refuse_existing(out)
+    began = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        dataset = build(data, text.tokenizer, out / "dataset", progress)
+        for notice in dataset.record.get("notices", []):
+            view.notice(notice)
+        spec = run_spec(values, text, data, train, dataset.tokenizer)
+        spec, session = _measured(spec, dataset, view)
+        run = RunFolder.create(out, spec)
+        inside = dataset.path.resolve().is_relative_to(out.resolve())
+        place = "dataset" if inside else str(dataset.path.resolve())
+        recorded = {
+            "dataset": place,
+            "fingerprint": dataset.fingerprint,
+            "order": session.batches.order,
+        }
+        write_text(run.data, json.dumps(recorded, indent=1) + "\n")
+        write_text(run.environment, json.dumps(environment(), indent=1) + "\n")
+    except BaseException:
+        # Nothing was trained: leave no half-made run that would block the name.
+        if not (out / "run.toml").exists():
+            shutil.rmtree(out / "dataset", ignore_errors=True)
+            if not began:
+                shutil.rmtree(out, ignore_errors=True)
+        raise
+    return _go(run, spec, session, dataset, view, sampler)
+
+
+def resume_run(path: Path, view: View, sampler: Sampler | None = None) -> RunFolder:
+    """Go on from the newest complete checkpoint, or from step 0 where there is none."""
+    run = RunFolder.open(path)
+    spec = run.spec()
+    if spec.train.steps is None:
+        raise FlyweightError(f"{run.config} has no train.steps: it is not a resolved run")
+    dataset = open_dataset(run)
+    session = _session(spec, dataset, view)
+    return _go(run, spec, session, dataset, view, sampler)
+
+
+def open_dataset(run: RunFolder) -> Dataset:
+    """The run's dataset, which must be the one that it was begun with."""
+    try:
+        recorded = json.loads(run.data.read_text(encoding="utf-8"))
+        place, fingerprint = recorded["dataset"], recorded["fingerprint"]
+    except FileNotFoundError:
+        raise FlyweightError(f"{run.data} is missing: the run does not say its dataset") from None
+    except (ValueError, KeyError, TypeError):
+        raise CorruptFileError(f"{run.data} is damaged: not the JSON that a run writes") from None
+    dataset = Dataset.open(run.path / place)
+    if dataset.fingerprint != fingerprint:
+        raise CorruptFileError(
+            f"the dataset {dataset.path} changed since {run.path} was begun (fingerprint"
+            f" {dataset.fingerprint[:12]}, the run's is {fingerprint[:12]});"
+            " restore it, or start a new run"
+        )
+    return dataset
+
+
+def write_model(run: RunFolder, spec: RunSpec, dataset: Dataset) -> None:
+    """RUN/model: the newest checkpoint's weights as a model folder."""
+    weights = run.checkpoint_path(run.steps()[-1]) / WEIGHTS
+    write_model_folder(run.model, spec.name, spec.model, weights, dataset.tokenizer.to_json())
+
+
+def _go(
+    run: RunFolder,
+    spec: RunSpec,
+    session: Session,
+    dataset: Dataset,
+    view: View,
+    sampler: Sampler | None,
+) -> RunFolder:
+    state = _fresh_state(spec, dataset, session.device)
+    steps = run.steps()
+    if steps:
+        state.load(run.checkpoint_path(steps[-1]))
+        view.notice(f"going on from step {state.step} of {spec.train.steps}")
+    run.cut_ledger(state.step)
+    run.thin(spec.train.checkpoint.keep)
+    if state.step == spec.train.steps:
+        view.notice(f"{run.path} is complete: {state.step} steps")
+        write_model(run, spec, dataset)
+        return run
+    if sampler is not None:
+        session.sample = lambda now: sampler(now, run, view)
+    view.start(session.steps, spec.name)
+    try:
+        run_training(state, session, run)
+    except OSError as error:
+        raise _disk_error(error, run) from error
+    finally:
+        view.stop()
+        if run.steps():
+            write_model(run, spec, dataset)
+    return run
+
+
+def _disk_error(error: OSError, run: RunFolder) -> FlyweightError:
+    return FlyweightError(
+        f"{error.filename or run.path} could not be written: {error.strerror}."
+        f" What was saved before is whole; make room, then: flyweight resume {run.path}"
+    )
+
+
+def _fresh_state(spec: RunSpec, dataset: Dataset, device: str) -> TrainState:
+    model = Decoder(spec.model)
+    init_weights(model, spec.seed)
+    model.to(device)
+    configuration = json.dumps(spec.values(), sort_keys=True).encode()
+    identity = {
+        "configuration (run.toml)": hashlib.sha256(configuration).hexdigest(),
+        "dataset": dataset.fingerprint,
+    }
+    return TrainState(model, Optimizer(spec.train.optimizer, model), identity)
+
+
+def _session(spec: RunSpec, dataset: Dataset, view: View) -> Session:
+    train = spec.train
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(train.threads or torch.get_num_threads())
+    if train.threads and train.threads > cores:
+        view.notice(f"train.threads = {train.threads}, but this machine has {cores} cores")
+    device = resolve_device(train)
+    dtype = DTYPES[train.precision] if train.precision != "auto" else torch.float32
+    return Session(
+        train,
+        Batches(dataset, train.context, train.batch_tokens, spec.seed),
+        byte_lengths(dataset.tokenizer),
+        dtype,
+        device,
+        view,
+        matrix_peak(dtype, device),
+    )
+
+
+def _measured(spec: RunSpec, dataset: Dataset, view: View) -> tuple[RunSpec, Session]:
+    """Fix threads, precision and steps, by measurement where they were left open."""
+    began = time.perf_counter()
+    train = spec.train
+    threads = train.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    device = resolve_device(train)
+    fixed: dict[str, Any] = {
+        "threads": threads,
+        "device": device,
+        "precision": resolve_precision(train, device),
+    }
+    spec = _with_train(spec, fixed)
+    session = _session(spec, dataset, view)
+    if train.steps is None:
+        if train.tokens is not None:
+            steps = -(-train.tokens // train.batch_tokens)
+        else:
+            minutes = train.minutes or DEFAULT_MINUTES
+            steps = _steps_in(minutes * 60 - (time.perf_counter() - began), spec, session, view)
+        spec = _with_train(spec, {"steps": steps, "minutes": None, "tokens": None})
+    steps = spec.train.steps
+    assert steps is not None
+    filled: dict[str, Any] = {}
+    if spec.train.checkpoint.every is None:
+        checkpoint = {**spec.train.checkpoint.values(), "every": max(1, -(-steps // CHECKPOINTS))}
+        filled["checkpoint"] = checkpoint
+    if spec.train.sample_every is None:
+        filled["sample_every"] = max(1, steps // 6)
+    spec = _with_train(spec, filled)
+    session.train = spec.train
+    return spec, session
+
+
+def _with_train(spec: RunSpec, changes: dict[str, Any]) -> RunSpec:
+    train = {**spec.train.values(), **changes}
+    train = {key: value for key, value in train.items() if value is not None}
+    return RunSpec.parse({**spec.values(), "train": train})
+
+
+def _steps_in(seconds: float, spec: RunSpec, session: Session, view: View) -> int:
+    """How many steps fit into ``seconds``, this calibration included, by timing real ones."""
+    began = time.perf_counter()
+    scratch = _fresh_state(spec, session.batches.dataset, session.device)
+    train = spec.train
+    contexts = [(r.context, r.until) for r in sorted(train.ramp, key=lambda r: r.until)]
+    contexts.append((train.context, 1.0))
+    mean, before = 0.0, 0.0
+    for context, until in contexts:
+        times = []
+        for step in range(10):
+            start = time.perf_counter()
+            batch = session.batches.batch(step, context=context)
+            backward(scratch, session, batch)
+            norm = scratch.optimizer.gather()
+            scratch.optimizer.apply(1e-6, train.clip, norm)
+            times.append(time.perf_counter() - start)
+        # The first steps allocate; the median of the rest is not moved by a busy moment.
+        mean += (until - before) * sorted(times[2:])[len(times[2:]) // 2]
+        before = until
+    left = seconds - (time.perf_counter() - began)
+    steps = max(1, int(left / mean))
+    assert context_at(train.ramp, train.context, steps, steps) == train.context
+    view.notice(f"calibration: {1 / mean:.1f} steps a second, so {steps} steps")
+    return steps
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FlyweightError(
+            f"{out} exists already and is not empty; choose another folder with --out,"
+            f" or go on with it: flyweight resume {out}"
+        )
+
+
+def read_config(path: Path, settings: list[str]) -> dict[str, Any]:
+    """A run's TOML with dotted overrides laid on; relative data paths are the file's own."""
+    values = toml.override(toml.read(path), settings)
+    values.setdefault("name", path.stem)
+    data = values.get("data")
+    if isinstance(data, dict):
+        for key in ("train", "held_out"):
+            if isinstance(data.get(key), list):
+                data[key] = [_relative(path.parent, item) for item in data[key]]
+    return values
+
+
+def _relative(folder: Path, item: Any) -> Any:
+    if not isinstance(item, str):
+        raise ConfigurationError(f"data lists file names; {item!r} is none")
+    expanded = Path(item).expanduser()
+    return str(expanded if expanded.is_absolute() else folder / expanded)
+
+
+__all__ = ["open_dataset", "read_config", "resume_run", "train_run", "write_model"]

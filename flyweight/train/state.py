@@ -1,0 +1,77 @@
+"""All that a checkpoint must hold, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flyweight.files.run import RunFolder, read_checkpoint_state, write_checkpoint
+from flyweight.files.tensors import read_tensors, write_tensors
+from flyweight.model.decoder import Decoder
+from flyweight.spec.errors import CorruptFileError, FlyweightError
+from flyweight.train.optimizer import Optimizer
+
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+
+
+@dataclass
+class TrainState:
+    """Model, optimiser and counters after ``step`` finished steps.
+
+    The data order needs no state: it is a function of seed and step. So do the samples.
+    """
+
+    model: Decoder
+    optimizer: Optimizer
+    # What the state belongs to: the dataset's fingerprint and the configuration's digest.
+    identity: dict[str, str] = field(default_factory=dict)
+    step: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def save(self, run: RunFolder) -> Path:
+        """Write checkpoints/STEP. Equal states make folders equal to the byte."""
+        counters = {"step": self.step, "tokens": self.tokens, "bytes": self.bytes}
+        return write_checkpoint(
+            run,
+            self.step,
+            {
+                WEIGHTS: lambda path: write_tensors(path, self.model.state_dict()),
+                OPTIMIZER: lambda path: write_tensors(path, self.optimizer.tensors()),
+            },
+            {**counters, "identity": self.identity},
+        )
+
+    def load(self, path: Path) -> None:
+        """Restore from a checkpoint folder after checking digests, identity and shapes."""
+        state = read_checkpoint_state(path)
+        for key, value in self.identity.items():
+            recorded = state["identity"].get(key)
+            if recorded != value:
+                raise FlyweightError(
+                    f"{path} was made with {key} {recorded}, but this run now has {value};"
+                    f" restore the original {key}, or start a new run"
+                )
+        load_weights(self.model, path / WEIGHTS)
+        self.optimizer.load(read_tensors(path / OPTIMIZER))
+        self.step, self.tokens, self.bytes = state["step"], state["tokens"], state["bytes"]
+
+    def describe(self) -> dict[str, Any]:
+        return {"step": self.step, "tokens": self.tokens, "bytes": self.bytes}
+
+
+def load_weights(model: Decoder, path: Path) -> None:
+    """Fill a model from our own safetensors; every tensor must be there in its shape."""
+    tensors = read_tensors(path)
+    wanted = model.state_dict()
+    wrong = sorted(wanted.keys() ^ tensors.keys())
+    wrong += [n for n in wanted if n in tensors and wanted[n].shape != tensors[n].shape]
+    if wrong:
+        raise CorruptFileError(f"{path} does not fit its spec: {', '.join(wrong[:5])}")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(tensors[name])

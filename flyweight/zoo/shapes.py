@@ -1,0 +1,180 @@
+"""The tensors of a model, by name and shape, and how many parameters and bytes they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import NamedTuple
+
+from flyweight.spec.errors import ConfigurationError
+from flyweight.spec.model import ModelSpec, PatchInput, SlotInput
+
+
+class Tensor(NamedTuple):
+    """A stored tensor: the decoder's name for it, its shape, and its uses in one forward pass.
+
+    ``uses`` counts the blocks that read the same body. ``lookup``: a table of rows or the head,
+    what the field leaves out of "parameters without embeddings".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    uses: int = 1
+    lookup: bool = False
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+class Counts(NamedTuple):
+    """Parameters of a model.
+
+    ``unique``: what is stored, a shared body counted once (a tied head adds nothing).
+    ``total``: as if every use of a shared body were one of its own, what a format that knows no
+    sharing stores (a tied head still adds nothing).
+    ``embeddings``: the part of ``unique`` in tables of rows and in the head.
+    """
+
+    unique: int
+    total: int
+    embeddings: int
+
+    @property
+    def without_embeddings(self) -> int:
+        return self.unique - self.embeddings
+
+
+# Bytes a weight: a block of 32 with one half-precision scale is 34 bytes at 8 bits, 18 at 4.
+_BYTES = {"f32": 4.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+FORMATS = tuple(_BYTES)
+_BLOCK = 32
+
+
+def parameters(spec: ModelSpec) -> Counts:
+    """How many parameters ``spec`` describes."""
+    found = list(tensors(spec))
+    return Counts(
+        unique=sum(tensor.size for tensor in found),
+        total=sum(tensor.size * tensor.uses for tensor in found),
+        embeddings=sum(tensor.size for tensor in found if tensor.lookup),
+    )
+
+
+def bytes_per_format(spec: ModelSpec) -> dict[str, int]:
+    """Bytes of the weights in each format, each shared body stored once.
+
+    Matrices take the format; vectors stay float32; a matrix whose rows are no multiple of a
+    quantised format's block of 32 stays in 16 bits.
+    """
+    sizes = dict.fromkeys(FORMATS, 0.0)
+    for tensor in tensors(spec):
+        for name in FORMATS:
+            per = _BYTES[name]
+            if len(tensor.shape) < 2:
+                per = _BYTES["f32"]
+            elif tensor.shape[-1] % _BLOCK:
+                per = max(per, _BYTES["bf16"])
+            sizes[name] += tensor.size * per
+    return {name: round(size) for name, size in sizes.items()}
+
+
+def tensors(spec: ModelSpec) -> Iterator[Tensor]:
+    """Every tensor of the decoder that ``spec`` describes, shared ones once.
+
+    Matrices are (outputs, inputs), as torch's ``Linear`` keeps them.
+    """
+    if isinstance(spec.input, SlotInput):
+        raise ConfigurationError(
+            "the parameters of input.kind = 'slots' are not counted without building the model"
+        )
+    yield from _embedding(spec)
+    lent = {"none": range(0), "all": range(spec.depth), "interior": range(1, spec.depth - 1)}
+    shared = lent[spec.share.feedforward]
+    for i in range(spec.depth):
+        for tensor in _block(spec, i in shared):
+            yield tensor._replace(name=f"blocks.{i}.{tensor.name}", uses=spec.share.repeat)
+    if shared:
+        uses = len(shared) * spec.share.repeat
+        kind, hidden, bias = _feedforward(spec)
+        for tensor in _feedforward_tensors(kind, spec.width, hidden, bias):
+            yield tensor._replace(name=f"shared_feedforward.{tensor.name}", uses=uses)
+    if isinstance(spec.input, PatchInput):
+        yield from _patches(spec, spec.input)
+    yield from _norm(spec, "norm", spec.embedding_width)
+    if not spec.tie_embeddings:
+        yield Tensor("head.weight", (spec.vocab_size, spec.embedding_width), lookup=True)
+
+
+def _embedding(spec: ModelSpec) -> Iterator[Tensor]:
+    width = spec.embedding_width
+    yield Tensor("embedding.weight", (spec.vocab_size, width), lookup=True)
+    if spec.ngrams:
+        orders, dim = len(spec.ngrams.orders), spec.ngrams.dim
+        table = (orders * spec.ngrams.rows, dim)
+        yield Tensor("embedding.ngrams.table", table, lookup=True)
+        yield Tensor("embedding.ngrams.project.weight", (width, orders * dim))
+    if spec.matches:
+        rows = len(spec.matches.lengths) * (spec.vocab_size + 1)
+        yield Tensor("embedding.matches", (rows, width), lookup=True)
+    if spec.position.kind == "learned":
+        yield Tensor("embedding.positions", (spec.context, spec.width), lookup=True)
+
+
+def _block(spec: ModelSpec, shared: bool) -> Iterator[Tensor]:
+    width, bias = spec.width, spec.attention.bias
+    queries, keys = spec.attention.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    output_bias = bias if spec.attention.output_bias is None else spec.attention.output_bias
+    kind, hidden, feedforward_bias = _feedforward(spec)
+    yield from _norm(spec, "attention_norm", width)
+    yield from _linear("attention.qkv", width, queries + 2 * keys, bias)
+    yield from _linear("attention.output", queries, width, output_bias)
+    yield from _norm(spec, "feedforward_norm", width)
+    if not shared:
+        for tensor in _feedforward_tensors(kind, width, hidden, feedforward_bias):
+            yield tensor._replace(name=f"feedforward.{tensor.name}")
+    elif rank := spec.share.lora_rank:
+        wide = 2 * hidden if kind == "swiglu" else hidden
+        for name, inputs, outputs in (("expand", width, wide), ("contract", hidden, width)):
+            yield from _linear(f"update.{name}.down", inputs, rank)
+            yield from _linear(f"update.{name}.up", rank, outputs)
+
+
+def _feedforward(spec: ModelSpec) -> tuple[str, int, bool]:
+    return spec.feedforward.kind, spec.feedforward.hidden, spec.feedforward.bias
+
+
+def _feedforward_tensors(kind: str, width: int, hidden: int, bias: bool) -> Iterator[Tensor]:
+    if kind == "swiglu":
+        yield from _linear("gate_up", width, 2 * hidden, bias)
+    else:
+        yield from _linear("up", width, hidden, bias)
+    yield from _linear("down", hidden, width, bias)
+
+
+def _patches(spec: ModelSpec, patches: PatchInput) -> Iterator[Tensor]:
+    width = patches.width
+    yield from _norm(spec, "patches.norm", width)
+    yield from _linear("patches.to_core", 2 * width, spec.width)
+    yield from _norm(spec, "patches.core_norm", spec.width)
+    yield from _linear("patches.from_core", spec.width, width)
+    yield Tensor("patches.offset", (patches.size, width), lookup=True)
+    for part, depth in (("front", patches.front_depth), ("decoder", patches.decoder_depth)):
+        for i in range(depth):
+            yield from _norm(spec, f"patches.{part}.{i}.norm", width)
+            kind = spec.feedforward.kind
+            for tensor in _feedforward_tensors(kind, width, patches.hidden, False):
+                yield tensor._replace(name=f"patches.{part}.{i}.feedforward.{tensor.name}")
+
+
+def _norm(spec: ModelSpec, name: str, width: int) -> Iterator[Tensor]:
+    if spec.norm.gain:
+        yield Tensor(f"{name}.weight", (width,))
+    if spec.norm.bias:
+        yield Tensor(f"{name}.bias", (width,))
+
+
+def _linear(name: str, inputs: int, outputs: int, bias: bool = False) -> Iterator[Tensor]:
+    yield Tensor(f"{name}.weight", (outputs, inputs))
+    if bias:
+        yield Tensor(f"{name}.bias", (outputs,))
