@@ -80,5 +80,5 @@ def _from_run(run: RunFolder, step: int) -> tuple[ModelSpec, Path, Path]:
     read_checkpoint_state(folder)
     tokenizer = run.model / TOKENIZER
     if not tokenizer.is_file():
-        tokenizer = run.path / "dataset" / "tokenizer.json"
+        tokenizer = run.dataset() / "tokenizer.json"
     return run.spec().model, folder / WEIGHTS, tokenizer

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from flyweight.spec.run import Data, Text
 
 app = typer.Typer(
-    name="data", help="Build datasets of tokens, and look into them.", no_args_is_help=True
+    name="data",
+    help="Build datasets of tokens, and look into them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 _START = 60
 

@@ -34,7 +34,9 @@ COMMANDS = {
     "quickstart": Command(
         "flyweight.cli.quickstart", "quickstart", "Raw text to a model that talks, in minutes."
     ),
-    "models": Command("flyweight.cli.models", "models", "The published models it can build."),
+    "models": Command(
+        "flyweight.cli.models", "models", "The models it knows by name, and their size."
+    ),
     "data": Command("flyweight.cli.data", "app", "Build a dataset, or look at a batch of one."),
     "train": Command("flyweight.cli.train", "train", "Train a model from a configuration."),
     "resume": Command("flyweight.cli.train", "resume", "Go on with a run that was stopped."),

@@ -17,7 +17,7 @@ def models(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the published models that can be built, or print one as TOML.
+    """List the models known by name, or print the spec of one as TOML.
 
     Parameters are unique ones: what is shared counts once. Bytes are those of the weights.
     """

@@ -98,7 +98,10 @@ def make_tokenizer(
     assert tokenizer.size is not None
     progress("tokenizer", 0, None)
     return SubwordTokenizer.train(
-        tokenizer.kind, tokenizer.size, (document.text for document in train)
+        tokenizer.kind,
+        tokenizer.size,
+        (document.text for document in train),
+        tokenizer.max_bytes,
     )
 
 

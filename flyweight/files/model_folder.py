@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flyweight.files.atomic import write_text
+from flyweight.files.atomic import sync, write_text
 from flyweight.spec import toml
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
@@ -47,4 +47,6 @@ def write_model_folder(
         import shutil
 
         shutil.copyfile(weights, temporary)
+        sync(temporary)
     os.replace(temporary, folder / WEIGHTS)
+    sync(folder)

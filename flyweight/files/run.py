@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -63,12 +64,9 @@ class RunFolder:
         """The steps of the complete checkpoints, oldest first."""
         if not self.checkpoints.is_dir():
             return []
-        complete = (
-            int(p.name)
-            for p in self.checkpoints.iterdir()
-            if p.name.isdigit() and (p / STATE).is_file()
-        )
-        return sorted(complete)
+        complete = (p.name for p in self.checkpoints.iterdir() if (p / STATE).is_file())
+        # A name that this program did not write, as "5" or "½", is no checkpoint's.
+        return sorted(int(n) for n in complete if n.isdecimal() and n == f"{int(n):06d}")
 
     def thin(self, keep: int) -> None:
         """Remove all but the newest ``keep`` checkpoints (0: keep all), and half-written ones."""
@@ -88,16 +86,15 @@ class RunFolder:
 
     def cut_ledger(self, step: int) -> None:
         """Drop the lines after ``step``: the steps that a resumed run will take again."""
-        for path in (self.ledger, self.samples):
-            kept = [line for line in _json_lines(path) if line["step"] <= step]
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        if len(lines := self.read_ledger()) != step or any(
-            line["step"] != i + 1 for i, line in enumerate(lines)
-        ):
+        steps = [line["step"] for line in _json_lines(self.ledger) if line["step"] <= step]
+        if steps != list(range(1, step + 1)):
             raise CorruptFileError(
                 f"{self.ledger} does not hold the steps 1 to {step} that the checkpoint"
                 " follows: the file was changed or lost"
             )
+        for path in (self.ledger, self.samples):
+            kept = [line for line in _json_lines(path) if line["step"] <= step]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -107,28 +104,40 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, 1):
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError:
-                if file.read(1):
-                    raise CorruptFileError(f"{path}, line {number}: not JSON") from None
+                whole = isinstance(value["step"], int)
+            except (ValueError, TypeError, KeyError):
+                whole = False
+            if whole:
+                yield value
+            elif file.read(1):
+                raise CorruptFileError(f"{path}, line {number}: not the JSON of a step")
+            else:
                 return
-            yield value
 
 
 def write_checkpoint(run: RunFolder, step: int, files: dict[str, Any], state: Any) -> Path:
     """Write checkpoints/STEP: ``files`` maps names to functions that write to a path.
 
-    ``state`` is JSON; the sha256 of every file is recorded in state.json.
+    ``state`` is JSON; the sha256 of every file is recorded in state.json, and its own.
     """
     path = run.checkpoint_path(step)
-    if path.exists():
-        shutil.rmtree(path)
     with new_folder(path) as folder:
         for name, write in files.items():
             write(folder / name)
         digests = {name: sha256(folder / name) for name in sorted(files)}
-        content = {**state, "sha256": digests}
-        write_text(folder / STATE, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        write_text(folder / STATE, _sealed({**state, "sha256": digests}))
+        # One that is there is replaced only when the new one is whole.
+        if path.exists():
+            shutil.rmtree(path)
     return path
+
+
+def _sealed(state: dict[str, Any]) -> str:
+    """``state`` as the text of state.json, with the digest of all else in it."""
+    digests = {name: value for name, value in state["sha256"].items() if name != STATE}
+    content = json.dumps({**state, "sha256": digests}, indent=1, sort_keys=True)
+    digests[STATE] = hashlib.sha256(content.encode()).hexdigest()
+    return json.dumps({**state, "sha256": digests}, indent=1, sort_keys=True) + "\n"
 
 
 def read_checkpoint_state(path: Path, check: bool = True) -> dict[str, Any]:
@@ -139,12 +148,16 @@ def read_checkpoint_state(path: Path, check: bool = True) -> dict[str, Any]:
     state_path = path / STATE
     way_out = f"remove {path} to go on from the checkpoint before it"
     try:
-        state = json.loads(state_path.read_text(encoding="utf-8"))
-        digests = state["sha256"]
-    except FileNotFoundError:
+        text = state_path.read_text(encoding="utf-8")
+        state = json.loads(text)
+        whole = text == _sealed(state)
+    except (FileNotFoundError, NotADirectoryError):
         raise FlyweightError(f"no complete checkpoint at {path}") from None
-    except (ValueError, KeyError, TypeError):
-        raise CorruptFileError(f"{state_path} is damaged; {way_out}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise CorruptFileError(f"{state_path} is damaged; {way_out}")
+    digests = {name: digest for name, digest in state["sha256"].items() if name != STATE}
     for name, digest in digests.items() if check else ():
         file = path / name
         if not file.is_file():

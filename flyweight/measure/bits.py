@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from flyweight.spec.errors import FlyweightError
+
 
 class Scorer(Protocol):
     def logprobs(self, text: str, bos: bool | None = None) -> list[tuple[int, float]]: ...
@@ -39,7 +41,7 @@ def sample(documents: Iterable[Document], most: int) -> tuple[list[Document], bo
     They are taken in the order of a stable hash of their names, so that the sample is the same
     for every run and machine; a document that would overflow is passed over.
     """
-    ordered = sorted(documents, key=lambda d: hashlib.sha256(d[0].encode()).digest())
+    ordered = sorted(documents, key=lambda d: (hashlib.sha256(d[0].encode()).digest(), d[1]))
     taken: list[Document] = []
     size = 0
     for name, text in ordered:
@@ -72,7 +74,7 @@ def bits_per_byte(
         if progress is not None:
             progress(done, total)
     if not total:
-        raise ValueError("no bytes to score")
+        raise FlyweightError("there is no text to score: every document is empty")
     bits = nats / math.log(2) + 8 * unscored
     files = f"{len(documents)} held-out document" + ("s" if len(documents) != 1 else "")
     note = f"a fixed sample of {files}" if sampled else f"all {files}"
@@ -83,7 +85,7 @@ def _unscored(model: Scorer, text: str, scores: list[tuple[int, float]]) -> int:
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None or tokenizer.add_bos:
         return 0
-    return len(text.encode()) - len(tokenizer.decode_bytes([token for token, _ in scores]))
+    return len(text.encode()) - sum(len(tokenizer.token_bytes(token)) for token, _ in scores)
 
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {

@@ -5,43 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flyweight.model.attention import Attention, Positions, Scene
-from flyweight.model.cache import Cache, Slot
+from flyweight.model.attention import Positions
+from flyweight.model.block import Block
+from flyweight.model.cache import Cache
 from flyweight.model.features import Embedding
-from flyweight.model.feedforward import FeedForward, FeedForwardUpdate
+from flyweight.model.feedforward import FeedForward
 from flyweight.model.layers import Linear, Norm
 from flyweight.model.patches import Patches
-from flyweight.spec.errors import ConfigurationError
-from flyweight.spec.model import ModelSpec, PatchInput
+from flyweight.model.slots import Slots
+from flyweight.spec.model import ModelSpec, PatchInput, SlotInput
 from flyweight.text.ngrams import positions_in_document
-
-
-class Block(nn.Module):
-    """h += s·attention(norm(h)); h += s·feedforward(norm(h)), with s the residual scale.
-
-    ``feedforward`` is None where the decoder lends a shared one; ``update`` is then this use's
-    low-rank change of it, if there is one.
-    """
-
-    def __init__(self, spec: ModelSpec, shared: bool) -> None:
-        super().__init__()
-        self.scale = spec.scale.residual
-        self.attention_norm = Norm(spec.norm, spec.width)
-        self.attention = Attention(spec)
-        self.feedforward_norm = Norm(spec.norm, spec.width)
-        self.feedforward = None if shared else FeedForward(spec.feedforward, spec.width)
-        rank = spec.share.lora_rank if shared else 0
-        self.update = FeedForwardUpdate(spec.feedforward, spec.width, rank) if rank else None
-
-    def forward(
-        self, h: Tensor, scene: Scene, lent: FeedForward | None, slot: Slot | None = None
-    ) -> Tensor:
-        branch = self.attention(self.attention_norm(h), scene, slot)
-        h = h + (branch if self.scale == 1.0 else branch * self.scale)
-        feedforward = self.feedforward if self.feedforward is not None else lent
-        assert feedforward is not None
-        branch = feedforward(self.feedforward_norm(h), self.update)
-        return h + (branch if self.scale == 1.0 else branch * self.scale)
 
 
 class Decoder(nn.Module):
@@ -53,8 +26,6 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        if spec.input.kind == "slots":
-            raise ConfigurationError("input.kind = 'slots' is built by flyweight.model.slots")
         self.spec = spec
         self.embedding = Embedding(spec)
         self.positions = Positions(spec)
@@ -66,9 +37,10 @@ class Decoder(nn.Module):
         )
         patches = spec.input if isinstance(spec.input, PatchInput) else None
         self.patches = Patches(spec, patches) if patches else None
+        self.slots = Slots(spec, spec.input) if isinstance(spec.input, SlotInput) else None
         self.norm = Norm(spec.norm, spec.embedding_width)
-        tied = spec.tie_embeddings
-        self.head = None if tied else Linear(spec.embedding_width, spec.vocab_size)
+        headless = spec.tie_embeddings or self.slots is not None
+        self.head = None if headless else Linear(spec.embedding_width, spec.vocab_size)
 
     def forward(
         self,
@@ -94,10 +66,13 @@ class Decoder(nn.Module):
             new = slice(len(cache.tokens), None)
             cache.tokens += tokens_BT[0].tolist()
             known_BT = torch.tensor([cache.tokens], device=tokens_BT.device)
-        ngrams, matches = self.embedding.features(known_BT, documents_BT)
-        ngrams = None if ngrams is None else ngrams[:, new]
-        matches = None if matches is None else matches[:, new]
-        x = self.embedding(tokens_BT, ngrams, matches, dtype)
+        if self.slots is not None:
+            x = self.slots.embed(tokens_BT, dtype)
+        else:
+            ngrams, matches = self.embedding.features(known_BT, documents_BT)
+            ngrams = None if ngrams is None else ngrams[:, new]
+            matches = None if matches is None else matches[:, new]
+            x = self.embedding(tokens_BT, ngrams, matches, dtype)
         if self.patches is not None:
             return self.norm(self._through_patches(x, known_BT, new, documents_BT, cache))
         if self.spec.scale.embedding != 1.0:
@@ -166,7 +141,11 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (..., V) from hidden states (..., E)."""
+        if self.slots is not None:
+            flat = self.slots.token_logits(hidden.reshape(-1, hidden.shape[-1]))
+            return flat.view(*hidden.shape[:-1], -1)
         if self.head is None:
+            assert self.embedding.weight is not None
             logits = nn.functional.linear(hidden, self.embedding.weight.to(hidden.dtype))
         else:
             logits = self.head(hidden)

@@ -55,7 +55,9 @@ class Embedding(nn.Module):
         super().__init__()
         self.spec = spec
         width = spec.embedding_width
-        self.weight = nn.Parameter(torch.empty(spec.vocab_size, width))
+        # A model of byte slots spells its tokens instead.
+        rows = 0 if spec.input.kind == "slots" else spec.vocab_size
+        self.weight = nn.Parameter(torch.empty(rows, width)) if rows else None
         self.ngrams = NGramTables(spec) if spec.ngrams else None
         rows = len(spec.matches.lengths) * (spec.vocab_size + 1) if spec.matches else 0
         self.matches = nn.Parameter(torch.empty(rows, width)) if rows else None
@@ -89,6 +91,7 @@ class Embedding(nn.Module):
         matches_BTN: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
+        assert self.weight is not None
         x = F.embedding(tokens_BT, self.weight).to(dtype)
         if self.ngrams is not None and ngrams_BTN is not None:
             x = x + self.ngrams(ngrams_BTN, dtype)

@@ -38,14 +38,14 @@ def init_weights(model: Decoder, seed: int) -> None:
             deviation = 0.0 if owner.endswith(".up") else weight.shape[1] ** -0.5
         elif owner.endswith((".attention.output", "feedforward.down")):
             deviation = 0.0 if zero else std * (2 * model.spec.uses) ** -0.5
-        elif name == "head.weight":
+        elif name in ("head.weight", "slots.head.weight"):
             deviation = 0.0 if zero else std
-        elif name == "embedding.weight":
+        elif name in ("embedding.weight", "slots.embedding"):
             deviation = 0.5 if zero else std
-        elif name in ("embedding.matches", "embedding.positions", "patches.offset"):
+        elif name in ("embedding.matches", "embedding.positions") or leaf.endswith("offset"):
             deviation = 0.1 if zero else std
         elif name == "embedding.ngrams.table":
-            deviation = 0.02
+            deviation = 0.02 if zero else std
         if deviation == 0.0:
             weight.zero_()
         else:

@@ -54,9 +54,12 @@ class TorchModel:
     ) -> Iterator[str]:
         """Pieces of the continuation as they come; together they equal ``generate``'s."""
         _check_sampling(max_tokens, min_tokens, temperature, top_k, top_p)
+        _check_stop(stop)
         ids = self._encode(prompt)
+        if not ids:
+            raise FlyweightError("the prompt is empty, and this tokenizer puts nothing before it")
         pieces = StreamDecoder(self.tokenizer)
-        held, stops = "", [s for s in stop or [] if s]
+        held, stops = "", stop or []
         for token in self._tokens(ids, max_tokens, min_tokens, temperature, top_k, top_p, seed):
             held += pieces.push(token)
             cut = _first(held, stops)
@@ -82,26 +85,20 @@ class TorchModel:
         that nothing precedes is left out.
         """
         ids = self._encode(text, bos)
+        if not ids:
+            return []
         return list(zip(ids[1:], self._scores(np.array(ids, dtype=np.int64)), strict=True))
 
-    def _starts_with_bos(self, bos: bool | None) -> bool:
-        return self.tokenizer.add_bos if bos is None else bos
-
     def _encode(self, text: str, bos: bool | None = None) -> list[int]:
-        use_bos = self._starts_with_bos(bos)
-        if use_bos and self.tokenizer.eot_id is None:
-            raise FlyweightError("this model's tokenizer has no beginning-of-text token")
-        ids = self.tokenizer.encode(text, bos=use_bos)
-        if not ids:
-            raise FlyweightError("the prompt is empty, and this tokenizer puts nothing before it")
-        return ids
+        return self.tokenizer.encode(text, bos=self.tokenizer.add_bos if bos is None else bos)
 
     @torch.no_grad()
     def _scores(self, ids: np.ndarray) -> list[float]:
         """log p of ids[1:], each given those before it within its window."""
         context = self.spec.context
         stride = max(1, context // 2)
-        starts = [0, *range(stride, max(stride, len(ids) - 1 - stride), stride)]
+        # Windows begin every half context until the last target, len(ids) - 2, is within one.
+        starts = [0, *range(stride, len(ids) - 1 - context + stride, stride)]
         scores = np.zeros(max(0, len(ids) - 1))
         at_once = max(1, _SCORED_AT_ONCE // context)
         for group in range(0, len(starts), at_once):
@@ -113,11 +110,12 @@ class TorchModel:
             tokens = np.zeros((len(some), width), dtype=np.int64)
             for row, window in zip(tokens, windows, strict=True):
                 row[: len(window) - 1] = window[:-1]
-            logits = self.decoder(torch.from_numpy(tokens))
-            log_probs = logits.log_softmax(dim=-1)
-            for start, window, row_TV in zip(some, windows, log_probs, strict=True):
+            hidden_BTE = self.decoder.hidden(torch.from_numpy(tokens))
+            for start, window, row_TE in zip(some, windows, hidden_BTE, strict=True):
                 own = torch.from_numpy(window[1:])
-                picked = row_TV[: len(own)].gather(1, own[:, None])[:, 0].double().numpy()
+                # A row at a time: all rows' logits would be gigabytes with a large vocabulary.
+                log_probs = self.decoder.logits(row_TE[: len(own)]).log_softmax(dim=-1)
+                picked = log_probs.gather(1, own[:, None])[:, 0].double().numpy()
                 new = 0 if start == 0 else context - stride
                 scores[start + new : start + len(own)] = picked[new:]
         return scores.tolist()
@@ -140,6 +138,8 @@ class TorchModel:
         cache = self.decoder.new_cache()
         logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
         for made in range(max_tokens):
+            # A vocabulary padded to a round size has ids that stand for nothing.
+            logits[self.tokenizer.vocab_size :] = float("-inf")
             if made < min_tokens and eot is not None:
                 logits[eot] = float("-inf")
             if self.tokenizer.pad_id is not None:
@@ -151,7 +151,7 @@ class TorchModel:
             history.append(token)
             if made + 1 == max_tokens:
                 return
-            if len(history) >= context:
+            if len(history) > context:
                 # The cache is full: go on from the newest half of what it held.
                 history = history[-max(1, context // 2) :]
                 cache = self.decoder.new_cache()
@@ -173,6 +173,11 @@ def _check_sampling(
         raise FlyweightError(f"top_k = {top_k}: 1 or more is wanted")
     if top_p is not None and not 0 < top_p <= 1:
         raise FlyweightError(f"top_p = {top_p}: more than 0 and at most 1 is wanted")
+
+
+def _check_stop(stop: list[str] | None) -> None:
+    if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop or []):
+        raise FlyweightError(f"stop = {stop!r}: a list of strings that are not empty is wanted")
 
 
 def _first(text: str, stops: list[str]) -> int | None:

@@ -18,6 +18,7 @@ from flyweight.report.wording import visible, whole
 
 SPAN = 1000.0  # width of the inner viewBox
 POINTS = 2000  # a series longer than this is thinned
+LIMIT = 1e100  # beyond it (or below its inverse, on a logarithm) differences overflow
 BANDS = 60  # steps of the read-out under the pointer
 
 CSS = """
@@ -98,17 +99,17 @@ def line_chart(
 ) -> str:
     """A <figure> with title, legend and chart, as escaped HTML. ``height`` of the plot in px.
 
-    ``log`` makes the vertical axis logarithmic (values of zero and less are gaps then; without
-    a positive one the axis is linear). ``show`` writes a value under the pointer. Series
-    of more than POINTS points keep the least and the greatest of each bucket, so spikes stay.
+    ``log`` makes the vertical axis logarithmic (without a positive value it stays linear); what
+    an axis cannot bear is a gap: zero and less on a logarithm, values beyond LIMIT on any.
+    ``show`` writes a value under the pointer. Series of more than POINTS points keep the least
+    and the greatest of each bucket, so spikes stay.
     """
     show = show or (lambda value: f"{value:.4g}")
-    levels = [mark.value for mark in marks if math.isfinite(mark.value)]
-    finite_y = [v for s in series for v in s.y if math.isfinite(v)]
-    log = log and any(v > 0 for v in finite_y)
-    scale = _Scale.fit(
-        [v for v in finite_y + levels if v > 0 or not log], height, log=log, ticks=height // 42
-    )
+    measured = [v for s in series for v in s.y]
+    log = log and any(_drawable(v, log=True) for v in measured)
+    shown_marks = [m for m in marks if _drawable(m.value, log=log)]
+    levels = [v for v in measured if _drawable(v, log=log)] + [m.value for m in shown_marks]
+    scale = _Scale.fit(levels, height, log=log, ticks=height // 42)
     finite_x = [v for s in series for v in s.x if math.isfinite(v)]
     low, high = (min(finite_x), max(finite_x)) if finite_x else (0.0, 1.0)
     if low == high:
@@ -122,7 +123,6 @@ def line_chart(
         f"<title>{_text(s.name)}</title></path>"
         for s in series
     )
-    shown_marks = [m for m in marks if math.isfinite(m.value) and (m.value > 0 or not log)]
     name = _text(title)
     parts = [
         f'<figure class="chart{" marked" if shown_marks else ""}"><figcaption>'
@@ -174,17 +174,18 @@ def smooth(y: Sequence[float], share: float = 0.015) -> list[float]:
 
 
 def _average(y: Sequence[float], reach: int) -> list[float]:
-    sums, counts = [0.0], [0]
+    # Sums of integers (units of 2**-60) are exact: a spike of 1e20 leaves no rounding behind it.
+    sums, counts = [0], [0]
     for value in y:
-        good = math.isfinite(value)
-        sums.append(sums[-1] + (value if good else 0.0))
+        good = abs(value) < LIMIT
+        sums.append(sums[-1] + (int(math.ldexp(value, 60)) if good else 0))
         counts.append(counts[-1] + good)
     result = []
     for i in range(len(y)):
         near = min(reach, i)
         begin, end = i - near, min(len(y), i + near + 1)
         count = counts[end] - counts[begin]
-        result.append((sums[end] - sums[begin]) / count if count else math.nan)
+        result.append((sums[end] - sums[begin]) / (count << 60) if count else math.nan)
     return result
 
 
@@ -247,8 +248,9 @@ class _Scale:
             share = (value - self.low) / (self.high - self.low)
         return (1 - share) * self.height
 
-    def drawable(self, value: float) -> bool:
-        return math.isfinite(value) and (value > 0 or not self.log)
+
+def _drawable(value: float, *, log: bool) -> bool:
+    return abs(value) < LIMIT and (value > 1 / LIMIT or not log)
 
 
 def _path(series: Series, across: Callable[[float], float], scale: _Scale) -> str:
@@ -256,12 +258,12 @@ def _path(series: Series, across: Callable[[float], float], scale: _Scale) -> st
     pieces: list[str] = []
     pen_down = False
     for i, (at, value) in enumerate(zip(x, y, strict=True)):
-        if not scale.drawable(value) or not math.isfinite(at):
+        if not _drawable(value, log=scale.log) or not math.isfinite(at):
             pen_down = False
             continue
         point = f"{across(at):.1f} {scale(value):.1f}"
         pieces.append(("L" if pen_down else "M") + point)
-        alone = not pen_down and (i + 1 == len(y) or not scale.drawable(y[i + 1]))
+        alone = not pen_down and (i + 1 == len(y) or not _drawable(y[i + 1], log=scale.log))
         if alone:  # a point between two gaps: a stroke of no length shows as a dot
             pieces.append("h0")
         pen_down = True

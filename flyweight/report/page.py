@@ -6,12 +6,12 @@ import json
 import math
 import os
 import shlex
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flyweight.files.atomic import write_bytes
 from flyweight.report import charts
 from flyweight.report.record import RunRecord, read_run
 from flyweight.report.wording import duration, figure, finite, percent, short, visible, whole
@@ -37,28 +37,13 @@ def write_report(run: Path) -> Path:
     page = render(read_run(run))
     target = run / "report.html"
     try:
-        _replace(target, page.encode("utf-8"))
+        write_bytes(target, page.encode("utf-8"))
     except OSError as error:
         raise FlyweightError(
             f"cannot write {target}: {error.strerror or error}; make room or make the folder"
             " writable, then run `flyweight report` again"
         ) from None
     return target
-
-
-def _replace(target: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".report-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's 0600 would hide the page from a web server that a person points here.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def render(record: RunRecord) -> str:
@@ -85,6 +70,7 @@ def render(record: RunRecord) -> str:
         subtitle=_subtitle(record),
         unfinished=record.total_steps is not None and record.last_step < record.total_steps,
         run_path=shlex.quote(str(record.folder)),
+        dataset=_dataset(record),
         tiles=list(_tiles(record)),
         charts=[Markup(chart) for chart in _charts(record)],
         comparison=_comparison(record),
@@ -97,6 +83,14 @@ def render(record: RunRecord) -> str:
         notes=record.notes,
         chart_css=Markup(charts.CSS),
     )
+
+
+def _dataset(record: RunRecord) -> str:
+    """The dataset's folder, for the shell; data.json names it from the run's folder."""
+    place = record.data.get("dataset")
+    if not isinstance(place, str) or not place:
+        return ""
+    return shlex.quote(os.path.normpath(record.folder / place))
 
 
 def verdict(record: RunRecord) -> str:

@@ -223,8 +223,22 @@ class ModelSpec(Table):
             raise ValueError("share.feedforward = 'interior' needs a depth of 3 or more")
         if self.input.kind == "patches" and self.vocab_size < 258:
             raise ValueError("a patch model reads bytes: vocab_size must be 258 (256, pad, eot)")
-        if self.input.kind != "tokens" and self.tie_embeddings and self.input.kind == "slots":
-            raise ValueError("tie_embeddings does not apply to input.kind = 'slots'")
+        if self.input.kind == "patches":
+            if self.position.kind == "learned":
+                raise ValueError(
+                    "position.kind = 'learned' does not apply to input.kind = 'patches';"
+                    " take 'rope', 'alibi' or 'none'"
+                )
+            if self.scale.embedding != 1.0:
+                raise ValueError(
+                    "scale.embedding does not apply to input.kind = 'patches': the bytes'"
+                    " embeddings are normalised; leave it out"
+                )
+        if self.input.kind == "slots":
+            unused = [k for k in ("ngrams", "matches") if getattr(self, k) is not None]
+            unused += ["tie_embeddings"] if self.tie_embeddings else []
+            if unused:
+                raise ValueError(f"{unused[0]} does not apply to input.kind = 'slots'")
         return self
 
     @property

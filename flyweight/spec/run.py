@@ -19,6 +19,8 @@ class Tokenizer(Table):
 
     kind: Literal["bytes", "bpe", "unigram", "file"] = "bytes"
     size: Annotated[int, Field(ge=257)] | None = None
+    # The longest token to learn, in bytes (models of byte slots need one).
+    max_bytes: Positive | None = None
     path: str | None = None
 
     @model_validator(mode="after")
@@ -26,7 +28,11 @@ class Tokenizer(Table):
         if (self.kind == "file") != (self.path is not None):
             raise ValueError("path goes with kind = 'file', and only with it")
         if (self.kind in ("bpe", "unigram")) != (self.size is not None):
-            raise ValueError("size (the vocabulary) goes with kind = 'bpe' or 'unigram', and only then")
+            raise ValueError(
+                "size (the vocabulary) goes with kind = 'bpe' or 'unigram', and only with them"
+            )
+        if self.max_bytes is not None and self.kind != "bpe":
+            raise ValueError("max_bytes goes with kind = 'bpe'")
         return self
 
 

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from flyweight.spec.errors import ConfigurationError
+
+# How alike two names must be for the one to be taken for the other, misspelt.
+_CLOSE = 0.55
 
 
 class Table(BaseModel):
     """A TOML table with a fixed set of keys. Unknown keys are refused, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts True as 1; a configuration does not."""
+        assert info.field_name is not None
+        if isinstance(value, bool) and "bool" not in str(cls.model_fields[info.field_name]):
+            raise ValueError("true and false are no values for this key")
+        return value
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str = "") -> Self:
@@ -33,30 +46,72 @@ class Table(BaseModel):
 
 
 def _explain(root: type[BaseModel], item: Any, where: str) -> str:
-    path = [str(part) for part in item["loc"]]
-    dotted = ".".join(([where] if where else []) + path)
+    path, tables = _walk(root, item["loc"], item["type"])
+    dotted = _dotted([where, *path])
     if item["type"] == "extra_forbidden":
-        known = _keys_at(root, path[:-1])
-        return f"unknown key `{dotted}`{nearest(path[-1], known)}"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "missing":
+        return f"unknown key `{dotted}`{_near(root, tables, path, where)}"
+    context = item.get("ctx", {})
+    if item["type"].startswith("union_tag"):
+        dotted = _dotted([dotted, context["discriminator"].strip("'")])
+    if item["type"] in ("missing", "union_tag_not_found"):
         return f"`{dotted}` is required but missing"
-    shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+    message, given = item["msg"].removeprefix("Value error, "), item["input"]
+    if item["type"] == "union_tag_invalid":
+        message, given = f"Input should be one of {context['expected_tags']}", context["tag"]
+    shown = "" if isinstance(given, dict) else f" (got {given!r})"
     return f"`{dotted}`: {message}{shown}" if dotted else f"{message}"
 
 
-def _keys_at(root: type[BaseModel], path: list[str]) -> list[str]:
-    """The known keys of the sub-table at ``path``, walking annotations."""
-    tables = [root]
-    for part in path:
-        found: list[type[BaseModel]] = []
-        for table in tables:
-            field = table.model_fields.get(part)
-            if field is not None:
-                found += _tables_in(field.annotation)
-        # A part that names a union's member rather than a key leaves the tables as they are.
-        tables = found or tables
-    return sorted({key for table in tables for key in table.model_fields})
+def _walk(
+    root: type[BaseModel], loc: tuple[str | int, ...], kind: str
+) -> tuple[list[str | int], list[type[BaseModel]]]:
+    """The keys as a person wrote them, and the tables that the last key belongs to.
+
+    Pydantic's path also names the members of unions that it tried; those are left out.
+    """
+    path: list[str | int] = []
+    tables, at, parts = [root], [root], list(loc)
+    while parts:
+        part = parts.pop(0)
+        field = next((t.model_fields[part] for t in at if part in t.model_fields), None)
+        if field is not None:
+            path.append(part)
+            tables, at = at, _tables_in(field.annotation)
+            if field.discriminator is not None and parts:
+                tag = parts.pop(0)
+                at = [t for t in at if t.model_fields[str(field.discriminator)].default == tag]
+        elif isinstance(part, int):
+            path.append(part)
+        elif kind == "extra_forbidden" and not parts:
+            path.append(part)
+            tables = at
+    return path, tables
+
+
+def _dotted(path: list[str | int]) -> str:
+    written = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return written.lstrip(".")
+
+
+def _near(
+    root: type[BaseModel], tables: list[type[BaseModel]], path: list[str | int], where: str
+) -> str:
+    """A hint: the nearest key of the same table, else the same key where it does belong."""
+    key, table = str(path[-1]), [where, *path[:-1]]
+    known = sorted({name for t in tables for name in t.model_fields})
+    if close := difflib.get_close_matches(key, known, n=1, cutoff=_CLOSE):
+        return f"; did you mean `{_dotted([*table, close[0]])}`?"
+    elsewhere = (found for found in _all_keys(root) if found[-1] == key)
+    if belongs := next(elsewhere, None):
+        return f"; did you mean `{_dotted([where, *belongs])}`?"
+    return nearest(key, known)
+
+
+def _all_keys(table: type[BaseModel]) -> Iterator[list[str]]:
+    for name, field in table.model_fields.items():
+        yield [name]
+        for inner in _tables_in(field.annotation):
+            yield from ([name, *path] for path in _all_keys(inner))
 
 
 def _tables_in(annotation: Any) -> list[type[BaseModel]]:
@@ -67,7 +122,7 @@ def _tables_in(annotation: Any) -> list[type[BaseModel]]:
 
 def nearest(word: str, known: list[str]) -> str:
     """A hint for an error message: the nearest known name, else all of them."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.55)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=_CLOSE)
     if close:
         return f"; did you mean `{close[0]}`?"
     return f"; known: {', '.join(known)}" if known else ""

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tomllib
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,13 @@ def override(values: dict[str, Any], settings: list[str]) -> dict[str, Any]:
 
 def _literal(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    # No setting is a date, and text of more than one line is no single value.
+    if len(parsed) > 1 or isinstance(parsed["value"], (date, time)):
+        return text
+    return parsed["value"]
 
 
 def _copy(values: dict[str, Any]) -> dict[str, Any]:

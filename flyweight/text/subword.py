@@ -87,9 +87,15 @@ class SubwordTokenizer:
 
     @classmethod
     def train(
-        cls, kind: Literal["bpe", "unigram"], size: int, texts: Iterable[str]
+        cls,
+        kind: Literal["bpe", "unigram"],
+        size: int,
+        texts: Iterable[str],
+        max_bytes: int | None = None,
     ) -> SubwordTokenizer:
         """A byte-level tokenizer of ``size`` ids, ``<pad>`` and ``<eot>`` the last two of them.
+
+        ``max_bytes`` bounds the length of a BPE token.
 
         BPE: arXiv:1508.07909; unigram: arXiv:1804.10959. The same texts in the same order give
         the same tokenizer.json, byte for byte. A text too small for ``size`` gives fewer ids and
@@ -101,7 +107,7 @@ class SubwordTokenizer:
             )
         counted = _Counted(texts)
         model = (
-            _train_bpe(size - 2, counted) if kind == "bpe" else _train_unigram(size - 2, counted)
+            _train_bpe(size - 2, counted, max_bytes) if kind == "bpe" else _train_unigram(size - 2, counted)
         )
         tokenizer = _byte_level(model)
         tokenizer.decoder = decoders.ByteLevel()
@@ -262,11 +268,16 @@ def _byte_level(model: Any) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _train_bpe(size: int, texts: Iterable[str]) -> models.BPE:
+def _train_bpe(size: int, texts: Iterable[str], max_bytes: int | None) -> models.BPE:
     # ignore_merges, as Llama 3 has it: a word that is a token is that token.
     tokenizer = _byte_level(models.BPE(ignore_merges=True))
+    # In characters of the byte-level alphabet, each of which is a byte.
+    longest: dict[str, Any] = {} if max_bytes is None else {"max_token_length": max_bytes}
     trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=sorted(byte_characters()), show_progress=False
+        vocab_size=size,
+        initial_alphabet=sorted(byte_characters()),
+        show_progress=False,
+        **longest,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer.model
@@ -294,12 +305,19 @@ def _settle(pieces: list[tuple[str, float]], size: int) -> list[tuple[str, float
     """
     scores = {piece: score for piece, score in pieces if score is not None}
     alphabet = sorted(byte_characters())
-    letters = sorted((scores[letter], letter) for letter in alphabet if letter in scores)
-    lowest = letters[0][0] if letters else 0.0
-    for rank, (score, letter) in enumerate(letters):
-        if abs(score - lowest - rank * _UNIGRAM_LETTER_STEP) > 1e-7:
-            break
-        scores[letter] = lowest
+    letters = {letter: scores[letter] for letter in alphabet if letter in scores}
+
+    def ladder(bottom: float) -> list[str]:
+        steps = {name: (at - bottom) / _UNIGRAM_LETTER_STEP for name, at in letters.items()}
+        return [
+            name
+            for name, at in steps.items()
+            if 0 <= round(at) < 256 and abs(at - round(at)) < 1e-3
+        ]
+
+    unkept = max((ladder(bottom) for bottom in sorted(letters.values())), key=len, default=[])
+    lowest = min((letters[letter] for letter in unkept), default=0.0)
+    scores |= dict.fromkeys(unkept, lowest)
     settled = [(letter, round(scores.get(letter, lowest), 6)) for letter in alphabet]
     others = [(piece, round(score, 6)) for piece, score in scores.items() if len(piece) > 1]
     others.sort(key=lambda item: (-item[1], item[0]))

@@ -18,7 +18,7 @@ from flyweight.data.batches import Batch, Batches
 from flyweight.files.run import RunFolder
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.run import Train
-from flyweight.train.objective import next_token_loss
+from flyweight.train.objective import next_token_loss, reconstruction_loss
 from flyweight.train.schedule import context_at, rate
 from flyweight.train.state import TrainState
 from flyweight.train.view import View
@@ -111,8 +111,9 @@ def backward(state: TrainState, session: Session, batch: Batch) -> float:
         if batch.documents_BT[part].any():
             documents_BT = torch.from_numpy(batch.documents_BT[part]).to(session.device)
         loss = next_token_loss(state.model, tokens_BT, targets_BT, documents_BT, session.dtype)
-        (loss / targets).backward()
         total += loss.item()
+        auxiliary = reconstruction_loss(state.model, tokens_BT, session.dtype)
+        ((loss if auxiliary is None else loss + auxiliary) / targets).backward()
     return total / targets
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from flyweight.model.decoder import Decoder
+from flyweight.spec.model import SlotInput
 
 # Logits held at a time: 2^23 float32 values, 32 MiB, about a last-level cache.
 _LOGITS_AT_ONCE = 1 << 23
@@ -63,9 +64,26 @@ def next_token_loss(
     documents_BT: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Sum over all positions of -ln p(target), float32, in nats."""
+    """Sum over all positions of -ln p(target), float32, in nats.
+
+    For byte slots: of the target's bytes and its end, each slot alone (an upper bound).
+    """
     hidden = model.hidden(tokens_BT, documents_BT, dtype=dtype)
+    if model.slots is not None:
+        return model.slots.loss(hidden.flatten(0, 1), targets_BT.flatten())
     head = model.embedding.weight if model.head is None else model.head.weight
     return LinearCrossEntropy.apply(
         hidden.flatten(0, 1), head, targets_BT.flatten(), model.spec.scale.logits
     )
+
+
+def reconstruction_loss(model: Decoder, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The byte-slot model's auxiliary loss: each token spelled from its own pooled vector.
+
+    Weighted by ``input.reconstruction`` (arXiv:2405.14159); None for other models.
+    """
+    spec = model.spec.input
+    if model.slots is None or not isinstance(spec, SlotInput) or spec.reconstruction == 0:
+        return None
+    vectors = model.slots.embed(tokens_BT, dtype).flatten(0, 1)
+    return spec.reconstruction * model.slots.loss(vectors, tokens_BT.flatten())

@@ -60,7 +60,7 @@ class Optimizer:
                 vectors[name] = parameter
             elif name.startswith("embedding.") and not name.endswith("project.weight"):
                 embeddings[name] = parameter
-            elif name in ("head.weight", "patches.offset"):
+            elif name.endswith(("head.weight", "offset")) or name == "slots.embedding":
                 embeddings[name] = parameter
             else:
                 matrices[name] = parameter

@@ -160,6 +160,8 @@ def _disk_error(error: OSError, run: RunFolder) -> FlyweightError:
 def _fresh_state(spec: RunSpec, dataset: Dataset, device: str) -> TrainState:
     model = Decoder(spec.model)
     init_weights(model, spec.seed)
+    if model.slots is not None:
+        model.slots.spell(dataset.tokenizer)
     model.to(device)
     configuration = json.dumps(spec.values(), sort_keys=True).encode()
     identity = {

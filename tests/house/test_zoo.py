@@ -35,7 +35,8 @@ def decoder_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def test_every_model_of_the_zoo_has_a_published_figure() -> None:
-    assert set(catalog.names()) == PUBLISHED.keys()
+    entries = [catalog.get(name) for name in catalog.names()]
+    assert {entry.name for entry in entries if entry.family != "flyweight"} == PUBLISHED.keys()
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -49,7 +50,7 @@ def test_parameters_are_those_published(name: str) -> None:
     assert abs(counts.without_embeddings / 1e6 - without) < step
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", catalog.names())
 def test_shapes_are_those_of_the_decoder(name: str) -> None:
     spec = catalog.get(name).spec
     listed = list(shapes.tensors(spec))

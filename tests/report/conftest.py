@@ -64,7 +64,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         (run / "environment.json").write_text(
             json.dumps({"processor": "A Processor @ 3 GHz", "threads": 2, "torch": "2.13.0"})
         )
-        (run / "data.json").write_text(json.dumps({"fingerprint": "9f" * 32, "documents": 12}))
+        (run / "data.json").write_text(
+            json.dumps({"fingerprint": "9f" * 32, "dataset": "../my data"})
+        )
         with (run / "ledger.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in _ledger_lines(steps))
         if samples is None:

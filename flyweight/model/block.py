@@ -1,0 +1,39 @@
+"""One block: attention and feed-forward, each behind a norm, each added to the stream."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from flyweight.model.attention import Attention, Scene
+from flyweight.model.cache import Slot
+from flyweight.model.feedforward import FeedForward, FeedForwardUpdate
+from flyweight.model.layers import Norm
+from flyweight.spec.model import ModelSpec
+
+
+class Block(nn.Module):
+    """h += s·attention(norm(h)); h += s·feedforward(norm(h)), with s the residual scale.
+
+    ``feedforward`` is None where the decoder lends a shared one; ``update`` is then this use's
+    low-rank change of it, if there is one.
+    """
+
+    def __init__(self, spec: ModelSpec, shared: bool) -> None:
+        super().__init__()
+        self.scale = spec.scale.residual
+        self.attention_norm = Norm(spec.norm, spec.width)
+        self.attention = Attention(spec)
+        self.feedforward_norm = Norm(spec.norm, spec.width)
+        self.feedforward = None if shared else FeedForward(spec.feedforward, spec.width)
+        rank = spec.share.lora_rank if shared else 0
+        self.update = FeedForwardUpdate(spec.feedforward, spec.width, rank) if rank else None
+
+    def forward(
+        self, h: Tensor, scene: Scene, lent: FeedForward | None, slot: Slot | None = None
+    ) -> Tensor:
+        branch = self.attention(self.attention_norm(h), scene, slot)
+        h = h + (branch if self.scale == 1.0 else branch * self.scale)
+        feedforward = self.feedforward if self.feedforward is not None else lent
+        assert feedforward is not None
+        branch = feedforward(self.feedforward_norm(h), self.update)
+        return h + (branch if self.scale == 1.0 else branch * self.scale)
