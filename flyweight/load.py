@@ -29,7 +29,7 @@ def load(model: str | os.PathLike[str], threads: int | None = None) -> TorchMode
 
     from flyweight.model.decoder import Decoder
     from flyweight.model.runtime import TorchModel
-    from flyweight.train.state import load_weights
+    from flyweight.model.weights import load_weights
 
     if threads is not None:
         if threads < 1:
@@ -80,5 +80,5 @@ def _from_run(run: RunFolder, step: int) -> tuple[ModelSpec, Path, Path]:
     read_checkpoint_state(folder)
     tokenizer = run.model / TOKENIZER
     if not tokenizer.is_file():
-        tokenizer = run.dataset() / "tokenizer.json"
+        tokenizer = run.dataset()[0] / "tokenizer.json"
     return run.spec().model, folder / WEIGHTS, tokenizer

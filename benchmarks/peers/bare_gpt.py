@@ -112,7 +112,7 @@ def train(model: GPT, stream: np.ndarray, arguments: argparse.Namespace) -> dict
         # A step that would end after the budget is not begun.
         if steps > 2 and begin - start + longest > budget:
             break
-        warm = min(1.0, (steps + 1) / arguments.warmup)
+        warm = min(1.0, max(passed, 1e-3) / arguments.warmup)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
         rate = arguments.lr * warm * (arguments.floor + (1 - arguments.floor) * cosine)
         for group in optimizer.param_groups:
@@ -166,8 +166,9 @@ def windows(tokens: np.ndarray, context: int) -> list[tuple[np.ndarray, int]]:
 
 @torch.no_grad()
 def bits_per_byte(model: GPT, held_out: np.ndarray, context: int, rows: int = 16) -> float:
-    """Over all bytes of the held-out documents, each document from its own beginning."""
+    """Over all bytes of the held-out documents, each from its own beginning, in float32."""
     model.eval()
+    model.dtype = torch.float32
     parts = [part for document in documents(held_out) for part in windows(document, context)]
     # Windows of one length go together, so that no time goes on padding.
     parts.sort(key=lambda part: len(part[0]))
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, required=True)
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
-    parser.add_argument("--warmup", type=int, default=50)
+    parser.add_argument("--warmup", type=float, default=0.05, help="share of the budget")
     parser.add_argument("--floor", type=float, default=0.0)
     parser.add_argument("--precision", choices=("bf16", "f32"), default="bf16")
     parser.add_argument("--compile", action="store_true")

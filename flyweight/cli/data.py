@@ -50,7 +50,9 @@ def build(
 @app.command()
 def inspect(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET|RUN", help="A dataset or a run.")],
-    step: Annotated[int | None, typer.Option(min=0, help="Show this step's batch.")] = None,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Show this step's batch; 1 is a run's first.")
+    ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first K rows.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the run's, or 0.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Default: the run's, or 512.")] = None,
@@ -69,7 +71,8 @@ def inspect(
     given = {"seed": seed, "context": context, "batch_tokens": batch_tokens}
     batching |= {key: value for key, value in given.items() if value is not None}
     batches = Batches(opened, **batching)
-    found = batches.documents_of(step, slice(0, rows))
+    # The ledger counts finished steps, the order from 0.
+    found = batches.documents_of(step - 1, slice(0, rows))
     shown = [[_part(batches, span) for span in row] for row in found]
     if as_json:
         typer.echo(json.dumps({"step": step, **batches.order, "rows": shown}, ensure_ascii=False))

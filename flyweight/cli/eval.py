@@ -14,7 +14,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder, or any model with --text.")],
     tasks: Annotated[str, typer.Option(help="Comma-separated: bits_per_byte.")] = TASKS[0],
     text: Annotated[list[str] | None, typer.Option(help="Score these files or folders.")] = None,
-    bytes: Annotated[int, typer.Option(help="Score a fixed sample of at most this.")] = 1 << 20,
+    bytes: Annotated[int, typer.Option(min=1, help="Score a sample of at most this.")] = 1 << 20,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Bits per byte on held-out text, beside gzip, bzip2 and xz on the same bytes."""
@@ -32,13 +32,16 @@ def evaluate(
     if text:
         found = ((d.name, d.text.encode()) for d in documents(text, Skipped()))
         chosen, sampled = sample(found, bytes)
+        if not any(size for _, size in chosen):
+            raise FlyweightError(f"there is no text in {', '.join(text)}; name some that has any")
         held_out = bits_per_byte(load(model), chosen, sampled).values()
-        held_out["note"] = held_out["note"].replace("held-out ", "")
         result = {"held_out": held_out, "compressors": compressors(chosen)}
     elif (Path(model) / "run.toml").is_file():
         result = evaluate_run(RunFolder.open(model), bytes)
     else:
-        raise FlyweightError(f"{model} is no run folder, so it holds no text; give some: --text PATH")
+        raise FlyweightError(
+            f"{model} is no run folder, so it holds no text; give some: --text PATH"
+        )
     if json:
         import json as to
 

@@ -25,8 +25,9 @@ def generate(
     import time
 
     from flyweight.load import load
+    from flyweight.report.wording import visible
 
-    text = sys.stdin.read() if prompt == "-" else prompt or ""
+    text = _standard_input() if prompt == "-" else prompt or ""
     loaded = load(model, threads=threads)
     begin = time.perf_counter()
     pieces = []
@@ -35,7 +36,8 @@ def generate(
     ):
         pieces.append(piece)
         if not json:
-            sys.stdout.write(piece)
+            # What a model made up must not steer a terminal; a file or a pipe gets it as it is.
+            sys.stdout.write(visible(piece) if sys.stdout.isatty() else piece)
             sys.stdout.flush()
     seconds = time.perf_counter() - begin
     whole = "".join(pieces)
@@ -47,3 +49,14 @@ def generate(
         sys.stdout.write("\n")
         tokens = len(loaded.tokenizer.encode(whole)) if whole else 0
         print(f"{tokens} tokens, {tokens / seconds:.0f} a second", file=sys.stderr)
+
+
+def _standard_input() -> str:
+    from flyweight.spec.errors import FlyweightError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FlyweightError(
+            f"the prompt on standard input is not UTF-8 (byte {error.start}); convert it first"
+        ) from None

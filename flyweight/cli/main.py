@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from flyweight import __version__
-from flyweight.spec.errors import FlyweightError
+from flyweight.spec.errors import FlyweightError, Interrupted
 
 if TYPE_CHECKING:
     import typer
@@ -56,12 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: failed, with one message on standard error. 2: unknown command or flag.
     130: interrupted. FLYWEIGHT_DEBUG=1 adds the traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path may hold what is no character, a text what the terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     except BrokenPipeError:
         # Who read our output has gone (`| head`); nothing is left to flush at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,6 +101,9 @@ def explain(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        # A write to an open file names no file.
+        return f"a file could not be read or written: {error.strerror}"
     return None
 
 

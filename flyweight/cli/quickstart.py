@@ -36,7 +36,7 @@ def quickstart(
     values: dict[str, Any] = {
         "name": folder.name,
         "seed": seed,
-        "data": {"train": text or []},
+        "data": {"train": [str(Path(item).expanduser().absolute()) for item in text or []]},
         "train": {"minutes": minutes},
     }
     with watched() as (view, progress):

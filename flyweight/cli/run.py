@@ -54,8 +54,12 @@ def free_folder(path: Path) -> Path:
 
 
 def prompts_from(dataset: Dataset, count: int, length: int = 48) -> list[str]:
-    """Beginnings of held-out documents, cut at a word: what the model has not seen."""
+    """Beginnings for Python's library; else lines of held-out documents, cut at a word."""
+    from flyweight.data.sources import STANDARD_LIBRARY
     from flyweight.measure.bits import sample
+
+    if list(dataset.record["sources"]) == [STANDARD_LIBRARY]:
+        return ["def read_", "class Test", "import "][:count]
 
     documents, _ = sample(dataset.held_out.texts(dataset.tokenizer), 1 << 20)
     prompts = []
@@ -124,10 +128,15 @@ def evaluate_run(run: RunFolder, most_bytes: int, view: View | None = None) -> d
     from flyweight.files.atomic import write_text
     from flyweight.load import load
     from flyweight.measure.bits import bits_per_byte, compressors, sample
+    from flyweight.spec.errors import FlyweightError
     from flyweight.train.start import open_dataset
 
     dataset = open_dataset(run)
     documents, sampled = sample(dataset.held_out.texts(dataset.tokenizer), most_bytes)
+    if not dataset.held_out.bytes:
+        raise FlyweightError(
+            f"{run.path} holds out no text (data.held_out = 0); name some to score: --text PATH"
+        )
     model = load(run.path, threads=run.spec().train.threads)
     if view is not None:
         size = sum(len(text) for _, text in documents)
@@ -146,8 +155,12 @@ def evaluate_run(run: RunFolder, most_bytes: int, view: View | None = None) -> d
 def evaluation_table(result: dict[str, Any]) -> str:
     """The model beside gzip, bzip2 and xz, in bits per byte."""
     held_out = result["held_out"]
+    what = "a fixed sample of" if held_out["sampled"] else "all of"
     rows = [("this model", held_out["bits_per_byte"])]
     rows += [(row["name"], row["bits_per_byte"]) for row in result["compressors"]]
-    lines = [f"bits per byte on {held_out['bytes']:,} held-out bytes ({held_out['note']})"]
+    lines = [
+        f"bits per byte on {held_out['bytes']:,} bytes"
+        f" ({what} {held_out['documents']} documents not trained on)"
+    ]
     lines += [f"  {name:<12} {bits:6.3f}" for name, bits in rows]
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from flyweight.data.encoding import NotTextError, decode
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 from flyweight.text.tokenizer import utf8
 
+STANDARD_LIBRARY = "python standard library"
 _IGNORED_FOLDERS = {"__pycache__", "node_modules"}
 _NOT_STANDARD_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 
@@ -89,7 +90,7 @@ def standard_library() -> Iterator[Document]:
     what is written for this machine alone (configuration, installed packages)."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = Skipped()
-    source = "python standard library"
+    source = STANDARD_LIBRARY
     found = False
     for file, name in _walk(root):
         parts = name.split("/")

@@ -49,4 +49,6 @@ def write_model_folder(
         shutil.copyfile(weights, temporary)
         sync(temporary)
     os.replace(temporary, folder / WEIGHTS)
+    # Where both are links of one file already, renaming does nothing and both stay.
+    temporary.unlink(missing_ok=True)
     sync(folder)

@@ -12,7 +12,7 @@ from typing import Any
 
 from flyweight.files.atomic import new_folder, sha256, write_text
 from flyweight.spec import toml
-from flyweight.spec.errors import CorruptFileError, FlyweightError
+from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.spec.run import RunSpec
 
 STATE = "state.json"
@@ -53,7 +53,25 @@ class RunFolder:
         return run
 
     def spec(self) -> RunSpec:
-        return RunSpec.parse(toml.read(self.config))
+        values = toml.read(self.config)
+        try:
+            return RunSpec.parse(values)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self.config}: {error}") from None
+
+    def dataset(self) -> tuple[Path, str]:
+        """The dataset's folder and fingerprint, as data.json records them."""
+        try:
+            recorded = json.loads(self.data.read_text(encoding="utf-8"))
+            return self.path / recorded["dataset"], str(recorded["fingerprint"])
+        except FileNotFoundError:
+            raise FlyweightError(
+                f"{self.data} is missing: the run does not say its dataset"
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise CorruptFileError(
+                f"{self.data} is damaged: not the JSON that a run writes"
+            ) from None
 
     # Checkpoints: folders whose names are digits alone.
 
@@ -78,6 +96,12 @@ class RunFolder:
             (path / STATE).unlink()
             shutil.rmtree(path)
 
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for folder in (self.path, self.checkpoints, self.model):
+            for left in folder.glob(".*.tmp"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
     # The ledger: one JSON object a line.
 
     def read_ledger(self) -> list[dict[str, Any]]:
@@ -94,7 +118,9 @@ class RunFolder:
             )
         for path in (self.ledger, self.samples):
             kept = [line for line in _json_lines(path) if line["step"] <= step]
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            if path.is_file() and path.read_bytes() != text.encode():
+                write_text(path, text)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

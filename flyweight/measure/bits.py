@@ -26,7 +26,6 @@ class Bits:
     bytes: int
     documents: int
     sampled: bool
-    note: str
 
     def values(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,9 +75,7 @@ def bits_per_byte(
     if not total:
         raise FlyweightError("there is no text to score: every document is empty")
     bits = nats / math.log(2) + 8 * unscored
-    files = f"{len(documents)} held-out document" + ("s" if len(documents) != 1 else "")
-    note = f"a fixed sample of {files}" if sampled else f"all {files}"
-    return Bits(bits / total, total, len(documents), sampled, note)
+    return Bits(bits / total, total, len(documents), sampled)
 
 
 def _unscored(model: Scorer, text: str, scores: list[tuple[int, float]]) -> int:

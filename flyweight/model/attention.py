@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flyweight.model.cache import Slot
 from flyweight.model.layers import Linear
 from flyweight.model.positions import alibi_slopes, rope_frequencies, rope_tables, rotate
+from flyweight.model.tiled_attention import applies, tiled_attention
 from flyweight.spec.model import ModelSpec
 
 
@@ -117,13 +118,16 @@ class Attention(nn.Module):
             k = rotate(k, scene.cos, scene.sin, self.layout)
         if slot is not None:
             k, v = slot.extend(k, v)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=scene.mask,
-            is_causal=scene.causal,
-            scale=self.scale,
-            enable_gqa=self.kv_heads < self.heads,
-        )
+        if slot is None and applies(q, k) and (scene.causal or scene.mask is not None):
+            y = tiled_attention(q, k, v, scene.mask, self.scale)
+        else:
+            y = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=scene.mask,
+                is_causal=scene.causal,
+                scale=self.scale,
+                enable_gqa=self.kv_heads < self.heads,
+            )
         return self.output(y.transpose(1, 2).reshape(batch, length, -1))

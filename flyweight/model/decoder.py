@@ -32,9 +32,7 @@ class Decoder(nn.Module):
         mode, depth = spec.share.feedforward, spec.depth
         lent = {"none": set(), "all": set(range(depth)), "interior": set(range(1, depth - 1))}
         self.blocks = nn.ModuleList(Block(spec, i in lent[mode]) for i in range(depth))
-        self.shared_feedforward = (
-            FeedForward(spec.feedforward, spec.width) if lent[mode] else None
-        )
+        self.shared_feedforward = FeedForward(spec.feedforward, spec.width) if lent[mode] else None
         patches = spec.input if isinstance(spec.input, PatchInput) else None
         self.patches = Patches(spec, patches) if patches else None
         self.slots = Slots(spec, spec.input) if isinstance(spec.input, SlotInput) else None

@@ -53,7 +53,7 @@ class TorchModel:
         stop: list[str] | None = None,
     ) -> Iterator[str]:
         """Pieces of the continuation as they come; together they equal ``generate``'s."""
-        _check_sampling(max_tokens, min_tokens, temperature, top_k, top_p)
+        _check_sampling(max_tokens, min_tokens, temperature, top_k, top_p, seed)
         _check_stop(stop)
         ids = self._encode(prompt)
         if not ids:
@@ -161,7 +161,12 @@ class TorchModel:
 
 
 def _check_sampling(
-    max_tokens: int, min_tokens: int, temperature: float, top_k: int | None, top_p: float | None
+    max_tokens: int,
+    min_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
 ) -> None:
     if max_tokens < 0 or min_tokens < 0 or min_tokens > max_tokens:
         raise FlyweightError(
@@ -173,6 +178,8 @@ def _check_sampling(
         raise FlyweightError(f"top_k = {top_k}: 1 or more is wanted")
     if top_p is not None and not 0 < top_p <= 1:
         raise FlyweightError(f"top_p = {top_p}: more than 0 and at most 1 is wanted")
+    if not 0 <= seed < 1 << 63:
+        raise FlyweightError(f"seed = {seed}: 0 or more, and less than 2^63, is wanted")
 
 
 def _check_stop(stop: list[str] | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +69,6 @@ def render(record: RunRecord) -> str:
         subtitle=_subtitle(record),
         unfinished=record.total_steps is not None and record.last_step < record.total_steps,
         run_path=shlex.quote(str(record.folder)),
-        dataset=_dataset(record),
         tiles=list(_tiles(record)),
         charts=[Markup(chart) for chart in _charts(record)],
         comparison=_comparison(record),
@@ -83,14 +81,6 @@ def render(record: RunRecord) -> str:
         notes=record.notes,
         chart_css=Markup(charts.CSS),
     )
-
-
-def _dataset(record: RunRecord) -> str:
-    """The dataset's folder, for the shell; data.json names it from the run's folder."""
-    place = record.data.get("dataset")
-    if not isinstance(place, str) or not place:
-        return ""
-    return shlex.quote(os.path.normpath(record.folder / place))
 
 
 def verdict(record: RunRecord) -> str:
@@ -278,9 +268,6 @@ def _held_out_note(record: RunRecord) -> str:
         parts.append(f"Measured on {short(size, 'B')}{of} that were kept from training{sampled}.")
     if record.compressors and record.held_out_bits is not None:
         parts.append("The model's own size is not counted.")
-    note = held_out.get("note")
-    if isinstance(note, str) and note:
-        parts.append(note)
     return " ".join(parts)
 
 

@@ -10,7 +10,7 @@ from flyweight.spec.model import ModelSpec
 from flyweight.spec.table import Table
 
 Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -123,7 +123,7 @@ class Train(Table):
     batch_tokens: Positive = 8192
     micro_batch_tokens: Positive | None = None
     steps: Positive | None = None
-    minutes: PositiveFloat | None = None
+    minutes: Annotated[float, Field(gt=0, le=1e7)] | None = None
     tokens: Positive | None = None
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from flyweight.spec.errors import ConfigurationError
 
@@ -19,14 +19,15 @@ class Table(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _true_is_not_one(cls, values: Any) -> Any:
         """Python counts True as 1; a configuration does not."""
-        assert info.field_name is not None
-        if isinstance(value, bool) and "bool" not in str(cls.model_fields[info.field_name]):
-            raise ValueError("true and false are no values for this key")
-        return value
+        for key, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field and "bool" not in str(field.annotation):
+                raise ValueError(f"{key} = {str(value).lower()}: a value of another kind is wanted")
+        return values
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str = "") -> Self:

@@ -95,7 +95,7 @@ class SubwordTokenizer:
     ) -> SubwordTokenizer:
         """A byte-level tokenizer of ``size`` ids, ``<pad>`` and ``<eot>`` the last two of them.
 
-        ``max_bytes`` bounds the length of a BPE token.
+        ``max_bytes`` bounds the length of a token (unigram: 16 where it is None).
 
         BPE: arXiv:1508.07909; unigram: arXiv:1804.10959. The same texts in the same order give
         the same tokenizer.json, byte for byte. A text too small for ``size`` gives fewer ids and
@@ -107,7 +107,9 @@ class SubwordTokenizer:
             )
         counted = _Counted(texts)
         model = (
-            _train_bpe(size - 2, counted, max_bytes) if kind == "bpe" else _train_unigram(size - 2, counted)
+            _train_bpe(size - 2, counted, max_bytes)
+            if kind == "bpe"
+            else _train_unigram(size - 2, counted, max_bytes)
         )
         tokenizer = _byte_level(model)
         tokenizer.decoder = decoders.ByteLevel()
@@ -271,8 +273,8 @@ def _byte_level(model: Any) -> tokenizers.Tokenizer:
 def _train_bpe(size: int, texts: Iterable[str], max_bytes: int | None) -> models.BPE:
     # ignore_merges, as Llama 3 has it: a word that is a token is that token.
     tokenizer = _byte_level(models.BPE(ignore_merges=True))
-    # In characters of the byte-level alphabet, each of which is a byte.
-    longest: dict[str, Any] = {} if max_bytes is None else {"max_token_length": max_bytes}
+    # In characters of the byte-level alphabet, each of which is a byte; the library stays below it.
+    longest: dict[str, Any] = {} if max_bytes is None else {"max_token_length": max_bytes + 1}
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         initial_alphabet=sorted(byte_characters()),
@@ -283,11 +285,12 @@ def _train_bpe(size: int, texts: Iterable[str], max_bytes: int | None) -> models
     return tokenizer.model
 
 
-def _train_unigram(size: int, texts: Iterable[str]) -> models.Unigram:
+def _train_unigram(size: int, texts: Iterable[str], max_bytes: int | None) -> models.Unigram:
     tokenizer = _byte_level(models.Unigram())
     trainer = trainers.UnigramTrainer(
         # The library gives more than it is asked for below some 300; `_settle` cuts.
         vocab_size=max(size, 300),
+        max_piece_length=max_bytes or 16,
         initial_alphabet=sorted(byte_characters()),
         show_progress=False,
     )

@@ -27,11 +27,12 @@ def check_tables(values: dict[str, Any]) -> tuple[Text, Data, Train]:
     if "batch_tokens" not in train:
         context = train.get("context", Train().context)
         if isinstance(context, int) and context > 0:
-            train["batch_tokens"] = context * max(1, round(BATCH_TOKENS / context))
+            train["batch_tokens"] = _batch_tokens(context)
     text = Text.parse(values.get("text", {}), "text")
     checked = Train.parse(train, "train")
     # The model too, as far as it can be known before there is a tokenizer.
-    model_spec(values, text, checked, vocab_size=None)
+    model = model_spec(values, text, checked, vocab_size=None)
+    RunSpec.parse({**_head(values), "model": model.values()})
     return text, Data.parse(values.get("data", {}), "data"), checked
 
 
@@ -78,9 +79,29 @@ def run_spec(
 ) -> RunSpec:
     """The run, resolved but for what only a measurement on this machine can tell."""
     model = model_spec(values, text, train, tokenizer.vocab_size)
-    head = {key: values[key] for key in ("name", "seed") if key in values}
     tables = {"text": text.values(), "data": data.values(), "train": train.values()}
-    return RunSpec.parse({**head, **tables, "model": model.values()})
+    return RunSpec.parse({**_head(values), **tables, "model": model.values()})
+
+
+def fit_context(values: dict[str, Any], train: Train, tokens: int) -> Train:
+    """``train`` with the default context cut to a text of fewer ``tokens``.
+
+    What the user set stays as it is, even where it cannot work: that is then an error.
+    """
+    given = values.get("train", {})
+    if tokens >= train.context or {"context", "batch_tokens", "ramp"} & given.keys():
+        return train
+    context = 1 << max(0, tokens.bit_length() - 1)
+    changes = {"context": context, "batch_tokens": _batch_tokens(context)}
+    return Train.parse({**train.values(), **changes}, "train")
+
+
+def _batch_tokens(context: int) -> int:
+    return context * max(1, round(BATCH_TOKENS / context))
+
+
+def _head(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in ("name", "seed") if key in values}
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -88,9 +109,8 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        same = isinstance(value, dict) and isinstance(old, dict)
-        if same and value.get("kind", old.get("kind")) == old.get("kind"):
-            result[key] = _merged(old, value)
-        else:
-            result[key] = value
+        result[key] = value
+        if isinstance(value, dict) and isinstance(old, dict):
+            if value.get("kind", old.get("kind")) == old.get("kind"):
+                result[key] = _merged(old, value)
     return result

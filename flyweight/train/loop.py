@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 
 from flyweight.data.batches import Batch, Batches
 from flyweight.files.run import RunFolder
-from flyweight.spec.errors import FlyweightError
+from flyweight.spec.errors import FlyweightError, Interrupted
 from flyweight.spec.run import Train
 from flyweight.train.objective import next_token_loss, reconstruction_loss
 from flyweight.train.schedule import context_at, rate
@@ -44,10 +45,6 @@ class Session:
     def steps(self) -> int:
         assert self.train.steps is not None, "a resolved run has steps"
         return self.train.steps
-
-
-class Interrupted(FlyweightError):
-    """Ctrl-C: the state was saved."""
 
 
 def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
@@ -85,6 +82,8 @@ def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
             session.view.step({**record, "eta_seconds": left, "matrix_share": share})
             stop = interrupt.asked and state.step < steps
             if state.step % every == 0 or state.step == steps or stop:
+                # A checkpoint must not outlive, in a power cut, the lines that it follows.
+                os.fsync(ledger.fileno())
                 state.save(run)
                 run.thin(train.checkpoint.keep)
             if stop:

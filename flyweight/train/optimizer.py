@@ -83,9 +83,7 @@ class Optimizer:
                 vector = all(p.ndim < 2 for p in group["params"])
                 group["weight_decay"] = 0.0 if vector else spec.weight_decay
             self.optimizers.append(
-                torch.optim.AdamW(
-                    groups, betas=(spec.beta1, spec.beta2), eps=spec.eps, fused=True
-                )
+                torch.optim.AdamW(groups, betas=(spec.beta1, spec.beta2), eps=spec.eps, fused=True)
             )
         self.ngrams = model.embedding.ngrams
         self.tables = None if self.ngrams is None else RowAdagrad(self.ngrams.table, spec.eps)
@@ -146,14 +144,14 @@ class Optimizer:
                 for parameter in group["params"]:
                     state = by_name.pop(self.names[id(parameter)], None)
                     if state:
-                        optimizer.state[parameter] = state
+                        optimizer.state[parameter] = {
+                            key: value.to(parameter.device) for key, value in state.items()
+                        }
         table = by_name.pop("embedding.ngrams.table", None)
         if self.tables is not None and table is not None:
-            self.tables.sums = table["sums"]
+            self.tables.sums = table["sums"].to(self.tables.table.device)
         assert not by_name, f"optimiser state of unknown parameters: {sorted(by_name)}"
 
 
 def _param_groups(groups: list[Group]) -> list[dict]:
-    return [
-        {"params": list(g.parameters.values()), "rate": g.rate} for g in groups if g.parameters
-    ]
+    return [{"params": list(g.parameters.values()), "rate": g.rate} for g in groups if g.parameters]

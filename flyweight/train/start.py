@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,7 +26,7 @@ from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.spec.run import RunSpec
 from flyweight.text.tokenizer import byte_lengths
-from flyweight.train.configure import check_tables, run_spec
+from flyweight.train.configure import check_tables, fit_context, run_spec
 from flyweight.train.loop import Session, backward, run_training
 from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
 from flyweight.train.optimizer import Optimizer
@@ -59,9 +60,12 @@ def train_run(
         dataset = build(data, text.tokenizer, out / "dataset", progress)
         for notice in dataset.record.get("notices", []):
             view.notice(notice)
-        spec = run_spec(values, text, data, train, dataset.tokenizer)
+        fitted = fit_context(values, train, dataset.train.tokens)
+        if fitted.context != train.context:
+            view.notice(f"the text is short, so train.context = {fitted.context}")
+        spec = run_spec(values, text, data, fitted, dataset.tokenizer)
         spec, session = _measured(spec, dataset, view)
-        run = RunFolder.create(out, spec)
+        run = RunFolder(out)
         inside = dataset.path.resolve().is_relative_to(out.resolve())
         place = "dataset" if inside else str(dataset.path.resolve())
         recorded = {
@@ -71,12 +75,18 @@ def train_run(
         }
         write_text(run.data, json.dumps(recorded, indent=1) + "\n")
         write_text(run.environment, json.dumps(environment(), indent=1) + "\n")
+        # Last, for it makes the folder a run: from here on `resume` has all that it needs.
+        RunFolder.create(out, spec)
     except BaseException:
         # Nothing was trained: leave no half-made run that would block the name.
         if not (out / "run.toml").exists():
-            shutil.rmtree(out / "dataset", ignore_errors=True)
+            for folder in ("dataset", "checkpoints"):
+                shutil.rmtree(out / folder, ignore_errors=True)
+            for file in ("data.json", "environment.json"):
+                (out / file).unlink(missing_ok=True)
             if not began:
-                shutil.rmtree(out, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    out.rmdir()
         raise
     return _go(run, spec, session, dataset, view, sampler)
 
@@ -87,21 +97,16 @@ def resume_run(path: Path, view: View, sampler: Sampler | None = None) -> RunFol
     spec = run.spec()
     if spec.train.steps is None:
         raise FlyweightError(f"{run.config} has no train.steps: it is not a resolved run")
-    dataset = open_dataset(run)
+    run.sweep()
+    dataset = open_dataset(run, check="full")
     session = _session(spec, dataset, view)
     return _go(run, spec, session, dataset, view, sampler)
 
 
-def open_dataset(run: RunFolder) -> Dataset:
+def open_dataset(run: RunFolder, check: Literal["size", "full"] = "size") -> Dataset:
     """The run's dataset, which must be the one that it was begun with."""
-    try:
-        recorded = json.loads(run.data.read_text(encoding="utf-8"))
-        place, fingerprint = recorded["dataset"], recorded["fingerprint"]
-    except FileNotFoundError:
-        raise FlyweightError(f"{run.data} is missing: the run does not say its dataset") from None
-    except (ValueError, KeyError, TypeError):
-        raise CorruptFileError(f"{run.data} is damaged: not the JSON that a run writes") from None
-    dataset = Dataset.open(run.path / place)
+    place, fingerprint = run.dataset()
+    dataset = Dataset.open(place, check)
     if dataset.fingerprint != fingerprint:
         raise CorruptFileError(
             f"the dataset {dataset.path} changed since {run.path} was begun (fingerprint"
@@ -140,19 +145,20 @@ def _go(
         session.sample = lambda now: sampler(now, run, view)
     view.start(session.steps, spec.name)
     try:
-        run_training(state, session, run)
+        try:
+            run_training(state, session, run)
+        finally:
+            view.stop()
+            if run.steps():
+                write_model(run, spec, dataset)
     except OSError as error:
         raise _disk_error(error, run) from error
-    finally:
-        view.stop()
-        if run.steps():
-            write_model(run, spec, dataset)
     return run
 
 
 def _disk_error(error: OSError, run: RunFolder) -> FlyweightError:
     return FlyweightError(
-        f"{error.filename or run.path} could not be written: {error.strerror}."
+        f"{error.filename or run.path} could not be written: {error.strerror or error}."
         f" What was saved before is whole; make room, then: flyweight resume {run.path}"
     )
 
@@ -206,13 +212,12 @@ def _measured(spec: RunSpec, dataset: Dataset, view: View) -> tuple[RunSpec, Ses
     session = _session(spec, dataset, view)
     if train.steps is None:
         if train.tokens is not None:
-            steps = -(-train.tokens // train.batch_tokens)
+            fit = -(-train.tokens // train.batch_tokens)
         else:
             minutes = train.minutes or DEFAULT_MINUTES
-            steps = _steps_in(minutes * 60 - (time.perf_counter() - began), spec, session, view)
-        spec = _with_train(spec, {"steps": steps, "minutes": None, "tokens": None})
-    steps = spec.train.steps
-    assert steps is not None
+            fit = _steps_in(minutes * 60 - (time.perf_counter() - began), spec, session, view)
+        spec = _with_train(spec, {"steps": fit, "minutes": None, "tokens": None})
+    steps = spec.train.steps or 0
     filled: dict[str, Any] = {}
     if spec.train.checkpoint.every is None:
         checkpoint = {**spec.train.checkpoint.values(), "every": max(1, -(-steps // CHECKPOINTS))}
@@ -258,30 +263,60 @@ def _steps_in(seconds: float, spec: RunSpec, session: Session, view: View) -> in
 
 
 def _refuse_existing(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise FlyweightError(f"{out} is a file; choose a folder with --out")
+    if (out / "run.toml").is_file():
         raise FlyweightError(
-            f"{out} exists already and is not empty; choose another folder with --out,"
+            f"{out} holds a run already; choose another folder with --out,"
             f" or go on with it: flyweight resume {out}"
+        )
+    if out.exists() and any(out.iterdir()):
+        raise FlyweightError(
+            f"{out} exists already, is not empty and holds no run that was begun;"
+            " choose another folder with --out, or empty it"
         )
 
 
 def read_config(path: Path, settings: list[str]) -> dict[str, Any]:
-    """A run's TOML with dotted overrides laid on; relative data paths are the file's own."""
-    values = toml.override(toml.read(path), settings)
+    """A run's TOML with dotted overrides laid on.
+
+    Relative paths in the file are relative to the file's folder, those in overrides to the
+    working directory. All become absolute, so that run.toml means the same wherever it is read.
+    """
+    values = toml.read(path)
+    absolute_paths(values, path.parent.absolute())
+    values = toml.override(values, settings)
+    absolute_paths(values, Path.cwd())
     values.setdefault("name", path.stem)
-    data = values.get("data")
-    if isinstance(data, dict):
-        for key in ("train", "held_out"):
-            if isinstance(data.get(key), list):
-                data[key] = [_relative(path.parent, item) for item in data[key]]
     return values
 
 
-def _relative(folder: Path, item: Any) -> Any:
+def absolute_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the paths in a run's tables absolute, in place; relative ones are below ``folder``."""
+    data, text = values.get("data"), values.get("text")
+    if isinstance(data, dict):
+        for key in ("train", "held_out"):
+            if isinstance(data.get(key), list):
+                data[key] = [_absolute(folder, item) for item in data[key]]
+    if isinstance(text, dict):
+        tokenizer = text.get("tokenizer")
+        if isinstance(tokenizer, str) and tokenizer != "bytes":
+            text["tokenizer"] = _absolute(folder, tokenizer)
+        elif isinstance(tokenizer, dict) and isinstance(tokenizer.get("path"), str):
+            text["tokenizer"] = {**tokenizer, "path": _absolute(folder, tokenizer["path"])}
+
+
+def _absolute(folder: Path, item: Any) -> Any:
     if not isinstance(item, str):
         raise ConfigurationError(f"data lists file names; {item!r} is none")
-    expanded = Path(item).expanduser()
-    return str(expanded if expanded.is_absolute() else folder / expanded)
+    return str(folder / Path(item).expanduser())
 
 
-__all__ = ["open_dataset", "read_config", "resume_run", "train_run", "write_model"]
+__all__ = [
+    "absolute_paths",
+    "open_dataset",
+    "read_config",
+    "resume_run",
+    "train_run",
+    "write_model",
+]

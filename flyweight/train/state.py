@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flyweight.files.run import RunFolder, read_checkpoint_state, write_checkpoint
 from flyweight.files.tensors import read_tensors, write_tensors
 from flyweight.model.decoder import Decoder
-from flyweight.spec.errors import CorruptFileError, FlyweightError
+from flyweight.model.weights import load_weights
+from flyweight.spec.errors import FlyweightError
 from flyweight.train.optimizer import Optimizer
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -62,16 +61,3 @@ class TrainState:
 
     def describe(self) -> dict[str, Any]:
         return {"step": self.step, "tokens": self.tokens, "bytes": self.bytes}
-
-
-def load_weights(model: Decoder, path: Path) -> None:
-    """Fill a model from our own safetensors; every tensor must be there in its shape."""
-    tensors = read_tensors(path)
-    wanted = model.state_dict()
-    wrong = sorted(wanted.keys() ^ tensors.keys())
-    wrong += [n for n in wanted if n in tensors and wanted[n].shape != tensors[n].shape]
-    if wrong:
-        raise CorruptFileError(f"{path} does not fit its spec: {', '.join(wrong[:5])}")
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(tensors[name])

@@ -201,7 +201,7 @@ def test_inspect_takes_a_run(configuration: Path) -> None:
 def test_wrong_configurations_are_refused(configuration: Path) -> None:
     for setting, error in [
         ("dta.train=[]", "unknown key `dta`; did you mean `data`"),
-        ("data.trian=[]", r"unknown key `data\.trian`; did you mean `train`"),
+        ("data.trian=[]", r"unknown key `data\.trian`; did you mean `data\.train`"),
         ("data=5", "`data` must be a table"),
         ("name=5", "`name` must be text"),
         ("data.held_out=[]", "held_out is an empty list"),

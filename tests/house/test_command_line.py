@@ -137,7 +137,7 @@ def test_a_wrong_key_names_the_nearest_and_leaves_no_run(tmp_path: Path) -> None
     config.write_text("[train]\nsetps = 3\n")
     done = flyweight_command("train", str(config), "--out", str(tmp_path / "run"))
     assert done.returncode == 1
-    assert "unknown key `train.setps`; did you mean `steps`?" in done.stderr
+    assert "unknown key `train.setps`; did you mean `train.steps`?" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -71,7 +71,7 @@ def test_the_page_says_what_the_run_did(make_run) -> None:
     assert "A Processor @ 3 GHz" in words
     assert "flyweight generate" in words
     assert f"'{run}'" in words  # the path has a space: quoted for the shell
-    assert f"flyweight data inspect '{run.parent / 'my data'}'" in words
+    assert f"flyweight data inspect '{run}' --step 1" in words
     assert "flyweight resume" not in words  # it is finished
 
 

@@ -104,6 +104,14 @@ def test_sizes_near_the_alphabet_are_exact(kind: str, size: int, texts: list[str
     assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("longest", [2, 4, 6])
+def test_the_length_of_tokens_can_be_bounded(kind: str, longest: int, texts: list[str]) -> None:
+    tokenizer = SubwordTokenizer.train(kind, 500, texts[:2], max_bytes=longest)  # type: ignore[arg-type]
+    assert byte_lengths(tokenizer).max() == longest
+    assert tokenizer.decode(tokenizer.encode(texts[2])) == texts[2]
+
+
 def test_a_size_below_the_alphabet_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="size = 257 is too small"):
         SubwordTokenizer.train("bpe", 257, ["text"])

@@ -1,0 +1,207 @@
+"""The program as a user runs it: real processes, on small models and the interpreter's own text."""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flyweight.cli.main import main
+
+STEPS = 12
+_TRAIN = """
+[data]
+train = ["texts"]
+[train]
+context = 64
+batch_tokens = 512
+steps = 12
+threads = 1
+precision = "f32"
+schedule = { warmup = 2 }
+checkpoint = { every = 4 }
+sample_every = 1000
+"""
+_BODY = """
+norm = { kind = "rms", eps = 1e-6, gain = false }
+attention = { heads = 2, qk_norm = true }
+feedforward = { kind = "relu2", hidden = 32 }
+"""
+CONFIGS = {
+    # A token model with all the ordinary parts, on AdamW.
+    "bpe": f"""
+[model]
+width = 32
+depth = 2
+attention = {{ heads = 2 }}
+feedforward = {{ hidden = 32 }}
+tie_embeddings = true
+[text]
+tokenizer = {{ kind = "bpe", size = 300 }}
+{_TRAIN}
+optimizer = {{ kind = "adamw", weight_decay = 0.1 }}
+""",
+    "bytes": f"""
+[model]
+use = "quickstart"
+width = 32
+depth = 1
+{_BODY}
+input = {{ kind = "tokens" }}
+ngrams = {{ orders = [2, 3], rows = 64, dim = 8 }}
+matches = {{ lengths = [3, 5] }}
+{_TRAIN}
+""",
+    "patches": f"""
+[model]
+use = "quickstart"
+width = 32
+depth = 1
+{_BODY}
+input = {{ kind = "patches", size = 8, width = 32, decoder_depth = 1, hidden = 32 }}
+ngrams = {{ orders = [2, 3], rows = 64, dim = 8 }}
+matches = {{ lengths = [3, 5] }}
+{_TRAIN}
+""",
+}
+
+
+@dataclass
+class Done:
+    """A finished command: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    def ok(self) -> Done:
+        assert self.code == 0, self.err
+        assert "Traceback" not in self.err
+        return self
+
+    def failed(self, *said: str) -> Done:
+        """It failed with one message, as a user should see it, that says all of ``said``."""
+        assert self.code == 1, (self.code, self.err)
+        assert "Traceback" not in self.err, self.err
+        lines = self.err.splitlines()
+        first = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+        assert len(first) == 1, self.err
+        message = "\n".join(lines[first[0] :])
+        for part in said:
+            assert part in message, (part, message)
+        assert self.out == ""
+        return self
+
+    def json(self) -> Any:
+        """Standard output, which must be one JSON object and nothing else."""
+        assert self.out.count("\n") == 1
+        return json.loads(self.out)
+
+
+@dataclass
+class Program:
+    """Runs the program in ``folder``, where texts/ and KIND.toml are."""
+
+    folder: Path
+    environment: dict[str, str] = field(
+        default_factory=lambda: {
+            **os.environ, "OMP_NUM_THREADS": "1", "FLYWEIGHT_DEBUG": "0", "COLUMNS": "100",
+        }
+    )  # fmt: skip
+
+    def start(self, *arguments: str | bytes, **settings: Any) -> subprocess.Popen[bytes]:
+        """Begin a command and return its process."""
+        return self.python("-m", "flyweight", *arguments, **settings)
+
+    def python(self, *arguments: str | bytes, **settings: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=settings.pop("stdin", subprocess.DEVNULL),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **settings,
+        )
+
+    def shell(self, script: str) -> Done:
+        """A shell's script, in which "$0" is the interpreter."""
+        arguments = ["sh", "-c", script, sys.executable]
+        run = subprocess.run(
+            arguments, cwd=self.folder, env=self.environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        return Done(run.returncode, run.stdout, run.stderr)
+
+    def __call__(self, *arguments: str | bytes, input: bytes | None = None) -> Done:
+        """A command in a process of its own, to its end."""
+        stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+        return self.end(self.start(*arguments, stdin=stdin), input)
+
+    @staticmethod
+    def end(process: subprocess.Popen[bytes], input: bytes | None = None) -> Done:
+        out, err = process.communicate(input)
+        return Done(process.returncode, out.decode(), err.decode())
+
+
+def _furnish(folder: Path) -> Program:
+    (folder / "texts").mkdir()
+    for module in (bisect, heapq, shutil, textwrap):
+        shutil.copy(str(module.__file__), folder / "texts")
+    for name, config in CONFIGS.items():
+        (folder / f"{name}.toml").write_text(config)
+    return Program(folder)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return _furnish(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of an undisturbed run of STEPS steps of this kind; not to be changed."""
+    program = _furnish(tmp_path_factory.mktemp("finished"))
+
+    def run(kind: str) -> Path:
+        path = program.folder / "runs" / kind
+        if not path.exists():
+            program("train", f"{kind}.toml").ok()
+        return path
+
+    return run
+
+
+@pytest.fixture
+def run_copy(finished: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of a finished run, to be damaged."""
+    shutil.copytree(finished("patches"), tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """The command line in this process, in ``tmp_path``: for the many messages, where a process
+    each would take minutes."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = main(arguments)
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return run

@@ -1,0 +1,265 @@
+"""The tables of a configuration: what they take, what they refuse, and in which words."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flyweight.spec import toml
+from flyweight.spec.errors import ConfigurationError
+from flyweight.spec.model import ModelSpec, PatchInput
+from flyweight.spec.run import Data, RunSpec, Text, Train
+from flyweight.zoo import catalog
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 258,
+    "width": 32,
+    "depth": 3,
+    "context": 64,
+    "attention": {"heads": 4},
+    "feedforward": {"hidden": 48},
+}
+
+
+def refusal(table: type[Any], values: dict[str, Any], where: str = "") -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        table.parse(values, where)
+    return str(caught.value)
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    return {**SMALL, **changes}
+
+
+INPUTS = st.one_of(
+    st.just({"kind": "tokens"}),
+    st.fixed_dictionaries(
+        {"kind": st.just("patches")},
+        optional={
+            "patch": st.sampled_from(["fixed", "word"]),
+            "size": st.integers(2, 64),
+            "front_depth": st.integers(0, 3),
+        },
+    ),
+    st.fixed_dictionaries({"kind": st.just("slots")}, optional={"slots": st.integers(2, 64)}),
+)
+POSITIVE = st.floats(min_value=1e-9, max_value=1e9)
+MODELS = st.fixed_dictionaries(
+    {
+        "vocab_size": st.integers(258, 10**6),
+        "width": st.integers(1, 64).map(lambda n: 8 * n),
+        "depth": st.integers(3, 99),
+        "context": st.integers(1, 10**6),
+        "attention": st.fixed_dictionaries(
+            {"heads": st.sampled_from([2, 4])},
+            optional={"kv_heads": st.sampled_from([1, 2]), "window": st.integers(1, 99)},
+        ),
+        "feedforward": st.fixed_dictionaries({"hidden": st.integers(1, 999)}),
+        "input": INPUTS,
+    },
+    optional={
+        "norm": st.fixed_dictionaries({"eps": POSITIVE}),
+        "position": st.fixed_dictionaries({"theta": POSITIVE}),
+        "share": st.sampled_from(
+            [{"feedforward": "all"}, {"feedforward": "interior", "lora_rank": 4}]
+        ),
+        "scale": st.fixed_dictionaries({"logits": POSITIVE, "residual": POSITIVE}),
+        "init": st.just({"kind": "zero-outputs"}),
+    },
+)
+TRAINS = st.fixed_dictionaries(
+    {
+        "context": st.sampled_from([64, 128]),
+        "batch_tokens": st.integers(1, 9).map(lambda n: n * 128),
+    },
+    optional={
+        "steps": st.integers(1, 10**9),
+        "schedule": st.fixed_dictionaries({"peak": POSITIVE, "decay": st.floats(0, 1)}),
+        "ramp": st.lists(
+            st.fixed_dictionaries({"context": st.sampled_from([16, 32]), "until": st.floats(0, 1)}),
+            max_size=3,
+        ),
+    },
+)
+
+
+@given(MODELS)
+def test_a_models_values_come_back_through_toml(values: dict[str, Any]) -> None:
+    spec = ModelSpec.parse(values)
+    assert ModelSpec.parse(tomllib.loads(toml.dumps(spec.values()))) == spec
+
+
+@given(MODELS, TRAINS, st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 2**63 - 1))
+def test_a_runs_values_come_back_through_toml(
+    model: dict[str, Any], train: dict[str, Any], name: str, seed: int
+) -> None:
+    text = {"tokenizer": {"kind": "bpe", "size": 300}}
+    data = {"train": [name], "held_out": [name]}
+    tables = {"model": model, "train": train, "text": text, "data": data}
+    spec = RunSpec.parse({"name": name, "seed": seed, **tables})
+    assert RunSpec.parse(tomllib.loads(toml.dumps(spec.values()))) == spec
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_the_zoos_models_come_back_through_toml(name: str) -> None:
+    spec = catalog.get(name).spec
+    assert ModelSpec.parse(tomllib.loads(toml.dumps(spec.values()))) == spec
+
+
+def of_model(**changes: Any) -> tuple[type[Any], dict[str, Any], str]:
+    return ModelSpec, small(**changes), "model"
+
+
+MISSPELT = {"kind": "patches", "widht": 3}
+REFUSALS: list[tuple[tuple[type[Any], dict[str, Any], str], str]] = [
+    (of_model(depht=2), "unknown key `model.depht`; did you mean `model.depth`?"),
+    (of_model(heads=2), "unknown key `model.heads`; did you mean `model.attention.heads`?"),
+    (
+        of_model(attention={"heads": 4, "kv_head": 2}),
+        "unknown key `model.attention.kv_head`; did you mean `model.attention.kv_heads`?",
+    ),
+    (
+        of_model(input=MISSPELT),
+        "unknown key `model.input.widht`; did you mean `model.input.width`?",
+    ),
+    (
+        of_model(input={"kind": "tokens", "colour": 8}),
+        "unknown key `model.input.colour`; known: kind",
+    ),
+    (
+        of_model(input={"kind": "patchs"}),
+        "`model.input.kind`: Input should be one of 'tokens', 'patches', 'slots' (got 'patchs')",
+    ),
+    (of_model(input={"width": 8}), "`model.input.kind` is required but missing"),
+    (
+        # The kind is called as one of its keys: the path must not lose one of them.
+        of_model(input={"kind": "slots", "slots": 1}),
+        "`model.input.slots`: Input should be greater than or equal to 2 (got 1)",
+    ),
+    (
+        of_model(ngrams={"orders": [1]}),
+        "`model.ngrams.orders[0]`: Input should be greater than or equal to 2 (got 1)",
+    ),
+    (
+        of_model(ngrams={"order": [2]}),
+        "unknown key `model.ngrams.order`; did you mean `model.ngrams.orders`?",
+    ),
+    (
+        (Text, {"tokenizer": {"knd": "bpe"}}, "text"),
+        "unknown key `text.tokenizer.knd`; did you mean `text.tokenizer.kind`?",
+    ),
+    (
+        (Text, {"tokenizer": {"kind": "bpe2"}}, "text"),
+        "`text.tokenizer.kind`: Input should be 'bytes', 'bpe', 'unigram' or 'file' (got 'bpe2')",
+    ),
+    (
+        (Data, {"held_out": [3]}, "data"),
+        "`data.held_out[0]`: Input should be a valid string (got 3)",
+    ),
+    (
+        (Data, {"held_out": 2}, "data"),
+        "`data.held_out`: Input should be less than or equal to 1 (got 2)",
+    ),
+    (
+        (Train, {"ramp": [{"context": 8, "untl": 1}]}, "train"),
+        "unknown key `train.ramp[0].untl`; did you mean `train.ramp[0].until`?",
+    ),
+    (
+        (Train, {"peak": 3}, "train"),
+        "unknown key `train.peak`; did you mean `train.schedule.peak`?",
+    ),
+    (
+        (RunSpec, {"model": SMALL, "train": {"stps": 3}}, ""),
+        "unknown key `train.stps`; did you mean `train.steps`?",
+    ),
+    (
+        (RunSpec, {"model": small(input=MISSPELT)}, ""),
+        "unknown key `model.input.widht`; did you mean `model.input.width`?",
+    ),
+    ((RunSpec, {}, ""), "`model` is required but missing"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), REFUSALS)
+def test_a_refusal_names_the_key_as_it_was_written(
+    call: tuple[type[Any], dict[str, Any], str], said: str
+) -> None:
+    assert said in refusal(*call).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"norm": {"bias": True}}, "bias needs kind = 'layer'"),
+        ({"norm": {"kind": "layer", "bias": True, "gain": False}}, "bias needs kind = 'layer'"),
+        ({"attention": {"heads": 4, "kv_heads": 3}}, "heads = 4 is no multiple of kv_heads = 3"),
+        ({"attention": {"heads": 5}}, "width = 32 is no multiple of attention.heads = 5"),
+        ({"attention": {"heads": 2, "head_dim": 3}}, "3 of them is odd"),
+        ({"position": {"fraction": 0.2}}, "1 of them is odd"),
+        ({"position": {"fraction": 0.0}}, "greater than 0"),
+        ({"share": {"lora_rank": 4}}, "lora_rank belongs to feedforward = 'interior'"),
+        ({"share": {"repeat": 2}}, "block = 'adjacent' goes with repeat"),
+        ({"share": {"block": "adjacent"}}, "block = 'adjacent' goes with repeat"),
+        ({"depth": 2, "share": {"feedforward": "interior"}}, "needs a depth of 3 or more"),
+        ({"vocab_size": 256, "input": {"kind": "patches"}}, "vocab_size must be 258"),
+        (
+            {"input": {"kind": "patches"}, "position": {"kind": "learned"}},
+            "position.kind = 'learned' does not apply to input.kind = 'patches'",
+        ),
+        (
+            {"input": {"kind": "patches"}, "scale": {"embedding": 2.0}},
+            "scale.embedding does not apply to input.kind = 'patches'",
+        ),
+        ({"input": {"kind": "slots"}, "matches": {}}, "matches does not apply"),
+        ({"input": {"kind": "slots"}, "tie_embeddings": True}, "tie_embeddings does not apply"),
+        ({"ngrams": {"orders": [2, 2]}}, "orders must be distinct"),
+        ({"matches": {"lengths": []}}, "lengths must be distinct and not empty"),
+        ({"width": True}, "width = true: a value of another kind is wanted"),
+        ({"tie_embeddings": "perhaps"}, "valid boolean"),
+        ({"width": "wide"}, "`model.width`: Input should be a valid integer"),
+    ],
+)
+def test_contradictions_of_a_model_are_refused(changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(ModelSpec, small(**changes), "model")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"steps": 3, "minutes": 2.0}, "steps and minutes are both set"),
+        ({"steps": 3, "minutes": 2.0, "tokens": 5}, "steps and minutes and tokens are both set"),
+        ({"context": 100}, "batch_tokens = 8192 is no multiple of context = 100"),
+        ({"micro_batch_tokens": 512}, "micro_batch_tokens = 512 must be a multiple of context"),
+        ({"micro_batch_tokens": 3072}, "and divide batch_tokens = 8192"),
+        ({"ramp": [{"context": 300, "until": 0.5}]}, "ramp context 300 does not divide 1024"),
+        ({"steps": 0}, "greater than 0"),
+        ({"optimizer": {"beta1": 1.0}}, "`train.optimizer.beta1`: Input should be less than 1"),
+        ({"schedule": {"decay": 1.5}}, "less than or equal to 1"),
+        ({"steps": True}, "steps = true"),
+    ],
+)
+def test_contradictions_of_a_run_are_refused(values: dict[str, Any], said: str) -> None:
+    assert said in refusal(Train, values, "train")
+
+
+def test_a_tokenizer_is_written_short_or_as_a_table() -> None:
+    assert Text.parse({"tokenizer": "bytes"}) == Text()
+    assert Text.parse({"tokenizer": "a/tokenizer.json"}).tokenizer.path == "a/tokenizer.json"
+    assert "path goes with kind = 'file'" in refusal(Text, {"tokenizer": {"kind": "file"}})
+    assert "size (the vocabulary)" in refusal(Text, {"tokenizer": {"kind": "bpe"}})
+    assert "size (the vocabulary)" in refusal(Text, {"tokenizer": {"kind": "bytes", "size": 300}})
+
+
+def test_a_spec_is_immutable_and_tells_its_derived_sizes() -> None:
+    spec = ModelSpec.parse(
+        small(input={"kind": "patches", "width": 12}, share={"block": "adjacent", "repeat": 2})
+    )
+    assert isinstance(spec.input, PatchInput)
+    assert (spec.head_dim, spec.kv_heads, spec.rotary_dim, spec.uses) == (8, 4, 8, 6)
+    assert spec.embedding_width == 12
+    with pytest.raises(ValueError, match="frozen"):
+        spec.width = 5  # type: ignore[misc]

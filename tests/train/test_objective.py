@@ -1,0 +1,90 @@
+"""The fused loss against PyTorch's own in float64: values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from flyweight.train.objective import LinearCrossEntropy  # noqa: E402
+
+
+def inputs(rows: int, width: int, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows + vocab)
+    h = torch.randn(rows, width, generator=generator)
+    weight = torch.randn(vocab, width, generator=generator) * 2 * width**-0.5
+    return h, weight, torch.randint(0, vocab, (rows,), generator=generator)
+
+
+def exact(h: Tensor, weight: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, ...]:
+    h, weight = (t.double().requires_grad_() for t in (h, weight))
+    loss = F.cross_entropy(scale * (h @ weight.T), targets, reduction="sum")
+    return loss.detach(), *torch.autograd.grad(loss, (h, weight))
+
+
+def fused(h: Tensor, weight: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, ...]:
+    h, weight = h.requires_grad_(), weight.requires_grad_()
+    loss = LinearCrossEntropy.apply(h, weight, targets, scale)
+    return loss.detach(), *torch.autograd.grad(loss, (h, weight))
+
+
+# The last two have more logits than are held at a time, in chunks that do not divide the rows.
+SHAPES = [(1, 4, 2), (7, 5, 3), (300, 16, 258), (1001, 8, 20_011), (50, 6, 250_007)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25, 3.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float32_is_float64s(shape: tuple[int, int, int], scale: float) -> None:
+    arguments = inputs(*shape)
+    for found, wanted in zip(fused(*arguments, scale), exact(*arguments, scale), strict=True):
+        assert found.dtype == torch.float32
+        # As near as PyTorch's own float32 loss is over 250,007 classes (1.3e-4).
+        assert (found.double() - wanted).norm() < 2e-4 * wanted.norm()
+
+
+@pytest.mark.parametrize("shape", SHAPES[2:4])
+def test_bfloat16_is_near(shape: tuple[int, int, int]) -> None:
+    h, weight, targets = inputs(*shape)
+    loss, grad_h, grad_w = exact(h.bfloat16(), weight.bfloat16(), targets, 0.5)
+    found = fused(h.bfloat16(), weight, targets, 0.5)
+    assert found[0].dtype == torch.float32
+    assert found[1].dtype == torch.bfloat16
+    assert found[2].dtype == torch.float32, "weights' gradients stay whole"
+    assert found[0].item() == pytest.approx(loss.item(), rel=2e-3)
+    for rough, wanted in zip(found[1:], (grad_h, grad_w), strict=True):
+        error = (rough.double() - wanted).norm() / wanted.norm()
+        assert error < 0.02
+
+
+def test_the_gradient_is_scaled_by_what_follows() -> None:
+    h, weight, targets = inputs(30, 8, 40)
+    whole = fused(h, weight, targets, 1.0)
+    loss = LinearCrossEntropy.apply(h, weight, targets, 1.0) / 7
+    for part, grad in zip(torch.autograd.grad(loss, (h, weight)), whole[1:], strict=True):
+        torch.testing.assert_close(part, grad / 7)
+
+
+def test_finite_differences_agree() -> None:
+    h, weight, targets = inputs(6, 5, 9)
+    _, grad_h, grad_w = fused(h, weight, targets, 0.7)
+    step = 1e-2
+    for tensor, grad in ((h, grad_h), (weight, grad_w)):
+        direction = torch.randn_like(tensor)
+        moved = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                shifted = tensor + sign * step * direction
+                pair = (shifted, weight) if tensor is h else (h, shifted)
+                moved.append(LinearCrossEntropy.apply(*pair, targets, 0.7).item())
+        slope = (moved[0] - moved[1]) / (2 * step)
+        assert slope == pytest.approx((grad * direction).sum().item(), rel=1e-2, abs=1e-3)
+
+
+def test_without_gradients_the_value_is_the_same() -> None:
+    h, weight, targets = inputs(300, 16, 258)
+    with torch.no_grad():
+        plain = LinearCrossEntropy.apply(h, weight, targets, 1.0)
+    assert torch.equal(plain, fused(h, weight, targets, 1.0)[0])
