@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from flyweight.model.cache import Slot
 from flyweight.model.layers import Linear
 from flyweight.model.positions import alibi_slopes, rope_frequencies, rope_tables, rotate
-from flyweight.model.tiled_attention import applies, tiled_attention
 from flyweight.spec.model import ModelSpec
 
 
@@ -50,18 +49,18 @@ class Positions(nn.Module):
         )
 
     def scene(
-        self, queries: int, past: int, documents_BT: Tensor | None, dtype: torch.dtype
+        self,
+        queries: int,
+        past: int,
+        documents_BT: Tensor | None,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> Scene:
         """The scene of ``queries`` new positions after ``past`` remembered ones.
 
         ``documents_BT`` (B, past + queries): which document each position belongs to; a position
         sees its own document alone. None: one document, and PyTorch's own causal mask serves.
         """
-        device = self.frequencies.device if self.frequencies is not None else None
-        if device is None and self.slopes is not None:
-            device = self.slopes.device
-        if device is None and documents_BT is not None:
-            device = documents_BT.device
         keys_S = torch.arange(past + queries, device=device)
         queries_T = keys_S[past:]
         scene = Scene()
@@ -118,16 +117,13 @@ class Attention(nn.Module):
             k = rotate(k, scene.cos, scene.sin, self.layout)
         if slot is not None:
             k, v = slot.extend(k, v)
-        if slot is None and applies(q, k) and (scene.causal or scene.mask is not None):
-            y = tiled_attention(q, k, v, scene.mask, self.scale)
-        else:
-            y = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=scene.mask,
-                is_causal=scene.causal,
-                scale=self.scale,
-                enable_gqa=self.kv_heads < self.heads,
-            )
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=scene.mask,
+            is_causal=scene.causal,
+            scale=self.scale,
+            enable_gqa=self.kv_heads < self.heads,
+        )
         return self.output(y.transpose(1, 2).reshape(batch, length, -1))

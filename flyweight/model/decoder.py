@@ -89,7 +89,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """The blocks, each run as often as sharing says, each run with its own cache slot."""
         past = 0 if cache is None else cache.length
-        scene = self.positions.scene(h.shape[1], past, documents_BT, h.dtype)
+        scene = self.positions.scene(h.shape[1], past, documents_BT, h.dtype, h.device)
         repeat = self.spec.share.repeat
         for i, block in enumerate(self.blocks):
             for r in range(repeat):

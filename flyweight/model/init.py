@@ -7,7 +7,7 @@
 | n-gram tables                       | N(0, std²)          | N(0, 1/2500)                      |
 | attention.output, feedforward.down  | N(0, std² / (2 L))  | 0                                 |
 | head                                | N(0, std²)          | 0                                 |
-| low-rank updates                    | up 0, down N(0, 1/inputs) so that a shared matrix starts unchanged |
+| low-rank updates                    | down N(0, 1/inputs) | up 0: a shared matrix starts as is  |
 | every other matrix                  | N(0, std²)          | N(0, 1 / (2 inputs))              |
 | biases 0, gains 1                   |                     |                                   |
 """

@@ -20,6 +20,7 @@ def check_tables(values: dict[str, Any]) -> tuple[Text, Data, Train]:
     for key in values:
         if key not in KEYS:
             raise ConfigurationError(f"unknown key `{key}`{nearest(key, KEYS)}")
+    _require_unicode(values, "")
     for key in ("model", "text", "data", "train"):
         if not isinstance(values.get(key, {}), dict):
             raise ConfigurationError(f"`{key}` is a table: write [{key}] and its keys below")
@@ -94,6 +95,23 @@ def fit_context(values: dict[str, Any], train: Train, tokens: int) -> Train:
     context = 1 << max(0, tokens.bit_length() - 1)
     changes = {"context": context, "batch_tokens": _batch_tokens(context)}
     return Train.parse({**train.values(), **changes}, "train")
+
+
+def _require_unicode(value: Any, where: str) -> None:
+    """A path or an argument may hold bytes that are no characters; run.toml cannot."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError(
+                f"`{where}`: {value!r} is no Unicode text; rename it, or set another {where}"
+            ) from None
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _require_unicode(inner, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            _require_unicode(inner, where)
 
 
 def _batch_tokens(context: int) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from flyweight.model.decoder import Decoder
 from flyweight.spec.model import SlotInput
@@ -23,7 +24,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, h_XD: Tensor, weight_VD: Tensor, targets_X: Tensor, scale: float
+        ctx: Any, h_XD: Tensor, weight_VD: Tensor, targets_X: Tensor, scale: float
     ) -> Tensor:
         weight = weight_VD.to(h_XD.dtype)
         vocab = len(weight)
@@ -52,7 +53,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_h, grad_w = ctx.saved_tensors
         return grad_h * grad.to(grad_h.dtype), grad_w * grad, None, None
 

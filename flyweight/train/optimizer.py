@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -153,5 +154,5 @@ class Optimizer:
         assert not by_name, f"optimiser state of unknown parameters: {sorted(by_name)}"
 
 
-def _param_groups(groups: list[Group]) -> list[dict]:
+def _param_groups(groups: list[Group]) -> list[dict[str, Any]]:
     return [{"params": list(g.parameters.values()), "rate": g.rate} for g in groups if g.parameters]

@@ -26,16 +26,16 @@ from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.spec.run import RunSpec
 from flyweight.text.tokenizer import byte_lengths
+from flyweight.train.calibrate import calibrate
+from flyweight.train.compiled import compile_blocks
 from flyweight.train.configure import check_tables, fit_context, run_spec
-from flyweight.train.loop import Session, backward, run_training
+from flyweight.train.loop import Session, run_training
 from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
 from flyweight.train.optimizer import Optimizer
-from flyweight.train.schedule import context_at
 from flyweight.train.state import WEIGHTS, TrainState
 from flyweight.train.view import View
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-DEFAULT_MINUTES = 2.0
 CHECKPOINTS = 4
 
 Sampler = Callable[[TrainState, RunFolder, View], None]
@@ -144,6 +144,8 @@ def _go(
     if sampler is not None:
         session.sample = lambda now: sampler(now, run, view)
     view.start(session.steps, spec.name)
+    if spec.train.compile == "on":
+        compile_blocks(state, session)
     try:
         try:
             run_training(state, session, run)
@@ -197,7 +199,7 @@ def _session(spec: RunSpec, dataset: Dataset, view: View) -> Session:
 
 
 def _measured(spec: RunSpec, dataset: Dataset, view: View) -> tuple[RunSpec, Session]:
-    """Fix threads, precision and steps, by measurement where they were left open."""
+    """Fix threads, precision, steps and compiling, by measurement where they were left open."""
     began = time.perf_counter()
     train = spec.train
     threads = train.threads or torch.get_num_threads()
@@ -210,15 +212,9 @@ def _measured(spec: RunSpec, dataset: Dataset, view: View) -> tuple[RunSpec, Ses
     }
     spec = _with_train(spec, fixed)
     session = _session(spec, dataset, view)
-    if train.steps is None:
-        if train.tokens is not None:
-            fit = -(-train.tokens // train.batch_tokens)
-        else:
-            minutes = train.minutes or DEFAULT_MINUTES
-            fit = _steps_in(minutes * 60 - (time.perf_counter() - began), spec, session, view)
-        spec = _with_train(spec, {"steps": fit, "minutes": None, "tokens": None})
-    steps = spec.train.steps or 0
-    filled: dict[str, Any] = {}
+    scratch = _fresh_state(spec, dataset, device)
+    steps, compiled = calibrate(scratch, session, time.perf_counter() - began)
+    filled: dict[str, Any] = {"steps": steps, "compile": compiled, "minutes": None, "tokens": None}
     if spec.train.checkpoint.every is None:
         checkpoint = {**spec.train.checkpoint.values(), "every": max(1, -(-steps // CHECKPOINTS))}
         filled["checkpoint"] = checkpoint
@@ -233,33 +229,6 @@ def _with_train(spec: RunSpec, changes: dict[str, Any]) -> RunSpec:
     train = {**spec.train.values(), **changes}
     train = {key: value for key, value in train.items() if value is not None}
     return RunSpec.parse({**spec.values(), "train": train})
-
-
-def _steps_in(seconds: float, spec: RunSpec, session: Session, view: View) -> int:
-    """How many steps fit into ``seconds``, this calibration included, by timing real ones."""
-    began = time.perf_counter()
-    scratch = _fresh_state(spec, session.batches.dataset, session.device)
-    train = spec.train
-    contexts = [(r.context, r.until) for r in sorted(train.ramp, key=lambda r: r.until)]
-    contexts.append((train.context, 1.0))
-    mean, before = 0.0, 0.0
-    for context, until in contexts:
-        times = []
-        for step in range(10):
-            start = time.perf_counter()
-            batch = session.batches.batch(step, context=context)
-            backward(scratch, session, batch)
-            norm = scratch.optimizer.gather()
-            scratch.optimizer.apply(1e-6, train.clip, norm)
-            times.append(time.perf_counter() - start)
-        # The first steps allocate; the median of the rest is not moved by a busy moment.
-        mean += (until - before) * sorted(times[2:])[len(times[2:]) // 2]
-        before = until
-    left = seconds - (time.perf_counter() - began)
-    steps = max(1, int(left / mean))
-    assert context_at(train.ramp, train.context, steps, steps) == train.context
-    view.notice(f"calibration: {1 / mean:.1f} steps a second, so {steps} steps")
-    return steps
 
 
 def _refuse_existing(out: Path) -> None:

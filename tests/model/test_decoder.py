@@ -50,6 +50,19 @@ def test_cached_decoding_is_the_full_forward_pass(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("first", [1, 3, 100])
+def test_the_cache_outgrows_its_storage(
+    decoder: Callable[..., Decoder], source: bytes, first: int
+) -> None:
+    model = decoder(context=512)
+    row = torch.tensor([[257, *source[:399]]])
+    cache = model.new_cache()
+    parts = [model(row[:, :first], cache=cache)]
+    parts += [model(part, cache=cache) for part in row[:, first:].split(9, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(row), **CLOSE)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("chunk", [2, 7, 32])
 def test_a_prompt_in_chunks_is_a_prompt_at_once(
     any_decoder: Decoder, text_BT: Tensor, chunk: int

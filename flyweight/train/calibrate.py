@@ -1,0 +1,63 @@
+"""How many steps fit into a run's minutes, and whether compiling pays: by timing real steps."""
+
+from __future__ import annotations
+
+import time
+
+from flyweight.train.compiled import can_pay, compile_blocks
+from flyweight.train.loop import Session, backward
+from flyweight.train.state import TrainState
+
+DEFAULT_MINUTES = 2.0
+# Compiling takes up to a minute on two cores: a run must be long to earn it back.
+COMPILE_PAYS_AFTER = 900.0
+# So short a run is not even timed to find that out.
+FEW_STEPS = 500
+
+
+def calibrate(scratch: TrainState, session: Session, spent: float) -> tuple[int, str]:
+    """(steps, "on" or "off" for compiling) of a run. ``scratch`` is used up.
+
+    ``spent``: seconds of the budget that are gone already; this calibration counts too.
+    """
+    began, train = time.perf_counter(), session.train
+    steps = train.steps
+    if train.tokens is not None:
+        steps = -(-train.tokens // train.batch_tokens)
+    if steps is not None and (train.compile != "auto" or steps < FEW_STEPS):
+        return steps, "off" if train.compile == "auto" else train.compile
+    compiled = train.compile == "on" and compile_blocks(scratch, session)
+    each = step_seconds(scratch, session)
+    budget = (train.minutes or DEFAULT_MINUTES) * 60
+    length = budget if steps is None else steps * each
+    if train.compile == "auto" and length > COMPILE_PAYS_AFTER and can_pay(scratch.model):
+        compiled = compile_blocks(scratch, session)
+        faster = step_seconds(scratch, session) if compiled else each
+        compiled = compiled and faster < 0.95 * each
+        word = "used" if compiled else "not used"
+        session.view.notice(f"torch.compile: {each / faster:.2f} times as fast, {word}")
+        each = faster if compiled else each
+    if steps is None:
+        left = budget - spent - (time.perf_counter() - began)
+        steps = max(1, int(left / each))
+        session.view.notice(f"calibration: {1 / each:.1f} steps a second, so {steps} steps")
+    return steps, "on" if compiled else "off"
+
+
+def step_seconds(scratch: TrainState, session: Session) -> float:
+    """The time of a training step, averaged over the context ramp as the run will take it."""
+    train = session.train
+    stages = [(ramp.context, ramp.until) for ramp in sorted(train.ramp, key=lambda r: r.until)]
+    mean, before = 0.0, 0.0
+    for context, until in [*stages, (train.context, 1.0)]:
+        times = []
+        for step in range(10):
+            start = time.perf_counter()
+            backward(scratch, session, session.batches.batch(step, context=context))
+            norm = scratch.optimizer.gather()
+            scratch.optimizer.apply(1e-6, train.clip, norm)
+            times.append(time.perf_counter() - start)
+        # The first steps allocate; the median of the rest is not moved by a busy moment.
+        mean += (until - before) * sorted(times[2:])[len(times[2:]) // 2]
+        before = until
+    return mean
