@@ -19,7 +19,8 @@ from machine import header, lines
 
 STDLIB = Path(__file__).parents[2] / "shared/data/pretrain/python_stdlib.jsonl.zst"
 TOKENS = ["text.tokenizer={kind='bpe',size=%d}", "train.context=512", "train.batch_tokens=4096"]
-PLAIN = ["model.use=quickstart", "model.input={kind='tokens'}", "train.context=512"]
+USE = "model.use=quickstart"
+PLAIN = [USE, "model.input={kind='tokens'}", "train.context=512"]
 CORE = [
     "model.width=192",
     "model.depth=3",
@@ -32,10 +33,10 @@ SLOTS = "{kind='slots',slots=12,width=64,hidden=128,heads=2,front_depth=1,decode
 
 CONTENDERS = {
     "patches, words (default)": [],
-    "patches, words, wider core": ["model.width=320", "model.feedforward.hidden=960"],
-    "patches, words, deeper core": ["model.depth=6"],
-    "patches, 4 bytes": ["model.input.patch=fixed", "model.input.size=4"],
-    "patches, 6 bytes": ["model.input.patch=fixed", "model.input.size=6"],
+    "patches, words, wider core": [USE, "model.width=320", "model.feedforward.hidden=960"],
+    "patches, words, deeper core": [USE, "model.depth=6"],
+    "patches, 4 bytes": [USE, "model.input.patch=fixed", "model.input.size=4"],
+    "patches, 6 bytes": [USE, "model.input.patch=fixed", "model.input.size=6"],
     "plain bytes, n-grams, matches": PLAIN,
     "plain bytes, no features": [*CORE, "train.context=512"],
     "BPE 2048, n-grams, matches": [TOKENS[0] % 2048, *TOKENS[1:]],

@@ -68,23 +68,24 @@ class Peer:
         return [part for key, value in asdict(self).items() for part in (f"--{key}", str(value))]
 
 
-# For two minutes. Sizes, batches and rates around the best of short trials on two cores.
+# For two minutes. What a byte GPT needs then is many steps, to leave the bigram plateau: batches
+# are small. The largest batch and model are there to show that more of either does not help.
 SMALL = [
-    Peer(192, 4, 256, 16, 2e-3),
+    Peer(128, 4, 256, 4, 3e-3),
+    Peer(192, 4, 256, 4, 2e-3),
+    Peer(128, 4, 256, 2, 3e-3),
+    Peer(128, 4, 128, 8, 4e-3),
+    Peer(192, 4, 256, 2, 2e-3),
+    Peer(128, 4, 256, 8, 4e-3),
+    Peer(256, 4, 256, 2, 1.5e-3),
     Peer(128, 4, 256, 16, 3e-3),
-    Peer(256, 4, 256, 16, 2e-3),
-    Peer(192, 4, 256, 8, 2e-3),
-    Peer(256, 6, 256, 8, 1.5e-3),
-    Peer(192, 4, 512, 8, 3e-3),
-    Peer(384, 6, 256, 8, 1e-3),
-    Peer(256, 4, 512, 8, 3e-3),
 ]
 # For ten: these, and the two best of the short grid.
 LARGE = [
-    Peer(384, 6, 256, 16, 1e-3),
-    Peer(256, 6, 512, 8, 2e-3),
-    Peer(384, 4, 512, 8, 1.5e-3),
-    Peer(256, 8, 256, 16, 1.5e-3),
+    Peer(256, 4, 256, 4, 1.5e-3),
+    Peer(192, 6, 256, 4, 2e-3),
+    Peer(256, 6, 256, 4, 1e-3),
+    Peer(384, 6, 256, 4, 1e-3),
 ]
 QUICK = [Peer(128, 2, 128, 8, 3e-3), Peer(128, 4, 128, 8, 3e-3)]
 

@@ -67,13 +67,14 @@ class GPT(nn.Module):
         self.bytes, self.positions = nn.Embedding(VOCAB, width), nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCAB)
+        std = 0.02 * math.sqrt(768 / width)  # GPT-2's, which is for width 768
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.ndim == 2:
                 # GPT-2: what writes to the residual stream is scaled by the number of writers.
                 writes = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * depth) if writes else 1))
+                nn.init.normal_(parameter, std=std / (math.sqrt(2 * depth) if writes else 1))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits, float32, (B, T, VOCAB)."""

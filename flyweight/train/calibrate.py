@@ -38,7 +38,8 @@ def calibrate(scratch: TrainState, session: Session, spent: float) -> tuple[int,
         session.view.notice(f"torch.compile: {each / faster:.2f} times as fast, {word}")
         each = faster if compiled else each
     if steps is None:
-        left = budget - spent - (time.perf_counter() - began)
+        # Counting FLOPs takes a step too, and saving the end about one.
+        left = budget - spent - (time.perf_counter() - began) - 2 * each
         steps = max(1, int(left / each))
         session.view.notice(f"calibration: {1 / each:.1f} steps a second, so {steps} steps")
     return steps, "on" if compiled else "off"
