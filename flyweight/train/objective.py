@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flyweight.model.decoder import Decoder
 from flyweight.spec.model import SlotInput
 
-# Logits held at a time: 2^23 float32 values, 32 MiB, about a last-level cache.
-_LOGITS_AT_ONCE = 1 << 23
+# Logits held at a time, in the hidden states' dtype: enough rows for products at full rate.
+_LOGITS_AT_ONCE = 1 << 24
+# Of those, float32 values at a time: 4 MiB, so that every pass over them is in the cache.
+_FLOATS_AT_ONCE = 1 << 20
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies of ``scale * h Wᵀ`` against targets, in nats.
 
     Gradients are made in the forward pass, chunk by chunk, so that no more than a chunk of
-    logits exists at a time: dL/dz = softmax(z) - onehot(target).
+    logits exists at a time: dL/dz = softmax(z) - onehot(target). One backward pass each.
     """
 
     @staticmethod
@@ -29,33 +30,50 @@ class LinearCrossEntropy(torch.autograd.Function):
         weight = weight_VD.to(h_XD.dtype)
         vocab = len(weight)
         chunk = max(1, min(len(h_XD), _LOGITS_AT_ONCE // vocab))
+        # The same buffers serve every chunk: fresh ones cost a page fault per 4 KiB.
+        logits_CV = h_XD.new_empty(chunk, vocab)
+        floats_RV = logits_CV.new_empty(
+            max(1, min(chunk, _FLOATS_AT_ONCE // vocab)), vocab, dtype=torch.float32
+        )
         need = any(ctx.needs_input_grad)
-        grad_h = torch.empty_like(h_XD) if need else None
-        grad_w = torch.zeros_like(weight_VD) if need else None
+        if need:
+            grad_h, grad_w = torch.empty_like(h_XD), torch.zeros_like(weight_VD)
+            part_VD = torch.empty_like(weight)
+            ctx.gradients = grad_h, grad_w
         total = h_XD.new_zeros((), dtype=torch.float32)
         for start in range(0, len(h_XD), chunk):
             part = h_XD[start : start + chunk]
             target = targets_X[start : start + chunk]
-            logits = F.linear(part, weight).float()
-            if scale != 1.0:
-                logits *= scale
-            log_probs = torch.log_softmax(logits, dim=-1)
-            picked = log_probs.gather(1, target[:, None])
-            total -= picked.sum()
-            if grad_h is None or grad_w is None:
-                continue
-            grad = log_probs.exp_()
-            grad.scatter_add_(1, target[:, None], torch.full_like(picked, -1.0))
-            grad_z = (grad if scale == 1.0 else grad * scale).to(h_XD.dtype)
-            torch.mm(grad_z, weight, out=grad_h[start : start + chunk])
-            grad_w += (grad_z.t() @ part).to(grad_w.dtype)
-        ctx.save_for_backward(grad_h, grad_w)
+            logits = torch.mm(part, weight.t(), out=logits_CV[: len(part)])
+            for rows in range(0, len(part), len(floats_RV)):
+                few = slice(rows, rows + len(floats_RV))
+                total += _cross_entropy(logits[few], target[few], scale, floats_RV)
+            if need:
+                torch.mm(logits, weight, out=grad_h[start : start + chunk])
+                grad_w += torch.mm(logits.t(), part, out=part_VD)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_h, grad_w = ctx.saved_tensors
-        return grad_h * grad.to(grad_h.dtype), grad_w * grad, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_h, grad_w = ctx.gradients
+        # Handed on, not copied: a second backward pass has nothing to start from.
+        del ctx.gradients
+        return grad_h.mul_(grad), grad_w.mul_(grad), None, None
+
+
+def _cross_entropy(logits_RV: Tensor, targets_R: Tensor, scale: float, floats_RV: Tensor) -> Tensor:
+    """The sum of cross-entropies; their gradient by the logits takes the logits' place."""
+    z_RV = floats_RV[: len(logits_RV)].copy_(logits_RV)
+    if scale != 1.0:
+        z_RV *= scale
+    torch.log_softmax(z_RV, dim=-1, out=z_RV)
+    target_R1 = targets_R[:, None]
+    picked_R1 = z_RV.gather(1, target_R1)
+    z_RV.exp_().scatter_(1, target_R1, picked_R1.exp() - 1)
+    if scale != 1.0:
+        z_RV *= scale
+    logits_RV.copy_(z_RV)
+    return -picked_R1.sum()
 
 
 def next_token_loss(

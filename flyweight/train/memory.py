@@ -1,0 +1,31 @@
+"""Keeping freed memory, so that the next step need not ask the system for it again."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_KEEP = 1 << 30
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc's malloc keep blocks of up to 1 GiB for reuse; False where there is no glibc.
+
+    By default it maps every block over 32 MiB anew and gives it back when freed, and the
+    system zeroes the pages each time: a few per cent of a training step's time.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return all(
+        [
+            mallopt(_M_MMAP_THRESHOLD, _KEEP),
+            mallopt(_M_TRIM_THRESHOLD, _KEEP),
+            mallopt(_M_TOP_PAD, 1 << 26),
+        ]
+    )
