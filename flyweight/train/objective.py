@@ -12,7 +12,7 @@ from flyweight.spec.model import SlotInput
 
 # Logits held at a time, in the hidden states' dtype: enough rows for products at full rate.
 _LOGITS_AT_ONCE = 1 << 24
-# Of those, float32 values at a time: 4 MiB, so that every pass over them is in the cache.
+# Of those, float32 values at a time on the CPU: 4 MiB, so that each pass finds them in the cache.
 _FLOATS_AT_ONCE = 1 << 20
 
 
@@ -32,8 +32,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         chunk = max(1, min(len(h_XD), _LOGITS_AT_ONCE // vocab))
         # The same buffers serve every chunk: fresh ones cost a page fault per 4 KiB.
         logits_CV = h_XD.new_empty(chunk, vocab)
+        few = _FLOATS_AT_ONCE if h_XD.device.type == "cpu" else _LOGITS_AT_ONCE
         floats_RV = logits_CV.new_empty(
-            max(1, min(chunk, _FLOATS_AT_ONCE // vocab)), vocab, dtype=torch.float32
+            max(1, min(chunk, few // vocab)), vocab, dtype=torch.float32
         )
         need = any(ctx.needs_input_grad)
         if need:
@@ -46,8 +47,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             target = targets_X[start : start + chunk]
             logits = torch.mm(part, weight.t(), out=logits_CV[: len(part)])
             for rows in range(0, len(part), len(floats_RV)):
-                few = slice(rows, rows + len(floats_RV))
-                total += _cross_entropy(logits[few], target[few], scale, floats_RV)
+                some = slice(rows, rows + len(floats_RV))
+                total += _cross_entropy(logits[some], target[some], scale, floats_RV)
             if need:
                 torch.mm(logits, weight, out=grad_h[start : start + chunk])
                 grad_w += torch.mm(logits.t(), part, out=part_VD)

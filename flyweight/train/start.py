@@ -31,6 +31,7 @@ from flyweight.train.compiled import compile_blocks
 from flyweight.train.configure import check_tables, fit_context, run_spec
 from flyweight.train.loop import Session, run_training
 from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
+from flyweight.train.memory import keep_freed_memory
 from flyweight.train.optimizer import Optimizer
 from flyweight.train.state import WEIGHTS, TrainState
 from flyweight.train.view import View
@@ -183,6 +184,7 @@ def _session(spec: RunSpec, dataset: Dataset, view: View) -> Session:
     train = spec.train
     cores = os.cpu_count() or 1
     torch.set_num_threads(train.threads or torch.get_num_threads())
+    keep_freed_memory()
     if train.threads and train.threads > cores:
         view.notice(f"train.threads = {train.threads}, but this machine has {cores} cores")
     device = resolve_device(train)
