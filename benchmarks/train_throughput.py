@@ -242,12 +242,13 @@ def table(results: dict[str, Any]) -> list[str]:
             f" {shape['depth']}, vocabulary {shape['vocab_size']}, {shape['batch']} x"
             f" {shape['context']} tokens a step; bf16 peak"
             f" {statistics.median(found['bf16_peak_gflops'])} GFLOP/s",
-            f"{'':<34}{'tokens/s':>10}{'s/step':>9}{'of peak':>9}{'ours is':>10}",
+            f"{'':<34}{'tokens/s':>10}{'s/step':>9}{'cpu s':>9}{'of peak':>9}{'ours is':>10}",
         ]
         for row in found["rows"]:
             out.append(
                 f"  {row['contender'] + ' ' + row['variant']:<32}"
                 f"{row['tokens_per_second']:>10.0f}{row['seconds']:>9.3f}"
+                f"{row['processor_seconds']:>9.3f}"
                 f"{row['share_of_peak']:>9.1%}{row['ours_times_faster']:>9.2f}x"
             )
         ratio = found["ours_over_best_peer"]
