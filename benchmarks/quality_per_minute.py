@@ -68,24 +68,23 @@ class Peer:
         return [part for key, value in asdict(self).items() for part in (f"--{key}", str(value))]
 
 
-# For two minutes. What a byte GPT needs then is many steps, to leave the bigram plateau: batches
-# are small. The largest batch and model are there to show that more of either does not help.
+# For two minutes: around the best of shorter trials (docs/lab-notes.md), each thing varied.
 SMALL = [
-    Peer(128, 4, 256, 4, 3e-3),
-    Peer(192, 4, 256, 4, 2e-3),
-    Peer(128, 4, 256, 2, 3e-3),
-    Peer(128, 4, 128, 8, 4e-3),
-    Peer(192, 4, 256, 2, 2e-3),
-    Peer(128, 4, 256, 8, 4e-3),
-    Peer(256, 4, 256, 2, 1.5e-3),
-    Peer(128, 4, 256, 16, 3e-3),
+    Peer(128, 4, 256, 16, 4e-3),
+    Peer(128, 4, 256, 32, 4e-3),
+    Peer(192, 4, 256, 8, 3e-3),
+    Peer(192, 4, 256, 16, 3e-3),
+    Peer(128, 4, 128, 16, 3e-3),
+    Peer(96, 4, 256, 16, 6e-3),
+    Peer(256, 4, 256, 8, 2e-3),
+    Peer(128, 4, 256, 4, 2e-3),
 ]
 # For ten: these, and the two best of the short grid.
 LARGE = [
-    Peer(256, 4, 256, 4, 1.5e-3),
-    Peer(192, 6, 256, 4, 2e-3),
-    Peer(256, 6, 256, 4, 1e-3),
-    Peer(384, 6, 256, 4, 1e-3),
+    Peer(192, 4, 128, 16, 2e-3),
+    Peer(128, 6, 128, 16, 3e-3),
+    Peer(192, 4, 256, 8, 2e-3),
+    Peer(256, 4, 128, 16, 1.5e-3),
 ]
 QUICK = [Peer(128, 2, 128, 8, 3e-3), Peer(128, 4, 128, 8, 3e-3)]
 

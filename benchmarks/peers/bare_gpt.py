@@ -71,6 +71,9 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
+            elif name == "positions.weight":
+                # A quarter: at 1 or at 0 it stays longer on the bigrams' plateau (lab notes).
+                nn.init.normal_(parameter, std=std / 4)
             elif parameter.ndim == 2:
                 # GPT-2: what writes to the residual stream is scaled by the number of writers.
                 writes = name.endswith(("out.weight", "down.weight"))

@@ -56,8 +56,8 @@ def build(shape: Shape, variant: str, device: str) -> tuple[Step, int, dict[str,
 
     if "compile" in variant:
         # As train/compiled.py does it; without its fallback, so that a failure shows here.
-        for block in model.blocks:
-            block.compile()
+        for part in (*model.blocks, model.norm):
+            part.compile()
     versions = {"flyweight": flyweight.__version__, "torch": torch.__version__}
     return step, sum(p.numel() for p in model.parameters()), versions
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flyweight.model.attention_gradient import attention
 from flyweight.model.cache import Slot
 from flyweight.model.layers import Linear
 from flyweight.model.positions import alibi_slopes, rope_frequencies, rope_tables, rotate
@@ -117,13 +118,5 @@ class Attention(nn.Module):
             k = rotate(k, scene.cos, scene.sin, self.layout)
         if slot is not None:
             k, v = slot.extend(k, v)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=scene.mask,
-            is_causal=scene.causal,
-            scale=self.scale,
-            enable_gqa=self.kv_heads < self.heads,
-        )
+        y = attention(q, k, v, scene.mask, scene.causal, self.scale)
         return self.output(y.transpose(1, 2).reshape(batch, length, -1))

@@ -9,8 +9,9 @@ from flyweight.train.loop import Session, backward
 from flyweight.train.state import TrainState
 
 DEFAULT_MINUTES = 2.0
-# Compiling takes up to a minute on two cores: a run must be long to earn it back.
-COMPILE_PAYS_AFTER = 900.0
+# Compiling takes up to a minute on two cores, and makes a token model's steps 1.3 times as fast or
+# more (docs/lab-notes.md): a run must be this long, in seconds, to earn it back.
+COMPILE_PAYS_AFTER = 300.0
 # So short a run is not even timed to find that out.
 FEW_STEPS = 500
 

@@ -16,20 +16,23 @@ def can_pay(model: Decoder) -> bool:
 
 
 def compile_blocks(state: TrainState, session: Session) -> bool:
-    """Compile each block in place, and run a batch through; no tensor changes name or value.
+    """Compile each block and the last norm in place, and run a batch through.
+
+    No tensor changes name or value.
 
     False, with a notice, where compiling fails: the model is eager again.
     """
-    for block in state.model.blocks:
-        block.compile()
+    parts = [*state.model.blocks, state.model.norm]
+    for part in parts:
+        part.compile()
     try:
         backward(state, session, session.batches.batch(state.step))
         return True
     except Exception as error:  # whatever the compiler raises, eager still works
         lines = str(error).strip().splitlines() or [type(error).__name__]
         session.view.notice(f"torch.compile failed, going on without it: {lines[0][:200]}")
-        for block in state.model.blocks:
-            block._compiled_call_impl = None
+        for part in parts:
+            part._compiled_call_impl = None
         return False
     finally:
         state.optimizer.forget()
