@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,22 @@ class RunFolder:
             raise CorruptFileError(
                 f"{self.data} is damaged: not the JSON that a run writes"
             ) from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training this run meanwhile; a crash lets go of it too."""
+        with open(self.config, "rb") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FlyweightError(
+                    f"another process is training {self.path}; wait for it or stop it first"
+                ) from None
+            except (ImportError, OSError):
+                pass  # a system or a file system without such locks
+            yield
 
     # Checkpoints: folders whose names are digits alone.
 

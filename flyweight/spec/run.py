@@ -43,6 +43,10 @@ class Text(Table):
     @classmethod
     def _short(cls, value: Any) -> Any:
         """``tokenizer = "bytes"`` or ``tokenizer = "path/to/tokenizer.json"``."""
+        if value in ("bpe", "unigram"):
+            raise ValueError(
+                f'"{value}" needs the size of its vocabulary: {{ kind = "{value}", size = 4096 }}'
+            )
         if isinstance(value, str):
             return {"kind": "bytes"} if value == "bytes" else {"kind": "file", "path": value}
         return value

@@ -89,7 +89,8 @@ def train_run(
                 with contextlib.suppress(OSError):
                     out.rmdir()
         raise
-    return _go(run, spec, session, dataset, view, sampler)
+    with run.lock():
+        return _go(run, spec, session, dataset, view, sampler)
 
 
 def resume_run(path: Path, view: View, sampler: Sampler | None = None) -> RunFolder:
@@ -98,10 +99,11 @@ def resume_run(path: Path, view: View, sampler: Sampler | None = None) -> RunFol
     spec = run.spec()
     if spec.train.steps is None:
         raise FlyweightError(f"{run.config} has no train.steps: it is not a resolved run")
-    run.sweep()
-    dataset = open_dataset(run, check="full")
-    session = _session(spec, dataset, view)
-    return _go(run, spec, session, dataset, view, sampler)
+    with run.lock():
+        run.sweep()
+        dataset = open_dataset(run, check="full")
+        session = _session(spec, dataset, view)
+        return _go(run, spec, session, dataset, view, sampler)
 
 
 def open_dataset(run: RunFolder, check: Literal["size", "full"] = "size") -> Dataset:
@@ -271,7 +273,7 @@ def absolute_paths(values: dict[str, Any], folder: Path) -> None:
                 data[key] = [_absolute(folder, item) for item in data[key]]
     if isinstance(text, dict):
         tokenizer = text.get("tokenizer")
-        if isinstance(tokenizer, str) and tokenizer != "bytes":
+        if isinstance(tokenizer, str) and tokenizer not in ("bytes", "bpe", "unigram"):
             text["tokenizer"] = _absolute(folder, tokenizer)
         elif isinstance(tokenizer, dict) and isinstance(tokenizer.get("path"), str):
             text["tokenizer"] = {**tokenizer, "path": _absolute(folder, tokenizer["path"])}

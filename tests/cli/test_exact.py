@@ -177,10 +177,10 @@ def test_accumulation_is_the_same_within_rounding(
     assert micro[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-6)
 
 
-def interrupt(process: Any, run: Path, step: int) -> None:
+def interrupt(process: Any, run: Path, step: int, sent: int = signal.SIGINT) -> None:
     while process.poll() is None and lines_in(run / "ledger.jsonl") < step:
         time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(program: Any, finished: Finished) -> None:
@@ -211,6 +211,21 @@ def test_two_ctrl_c_stop_at_once(program: Any) -> None:
     assert done.code == 130
     assert "Traceback" not in done.err
     assert not list((run / "checkpoints").glob("0*"))
+
+
+def test_two_processes_do_not_train_one_run(program: Any, finished: Finished) -> None:
+    pytest.importorskip("fcntl", reason="this system has no such locks")
+    run = program.folder / "run"
+    process = program.start("train", "bytes.toml", "--out", "run")
+    # Stopped in the middle, so that it is still there while the other asks.
+    interrupt(process, run, 1, signal.SIGSTOP)
+    files = sorted(run.rglob("*"))
+    program("resume", "run").failed("another process is training run", "stop it first")
+    assert sorted(run.rglob("*")) == files
+    process.kill()
+    program.end(process)
+    program("resume", "run").ok()
+    assert_equal(run, finished("bytes"))
 
 
 def test_a_budget_of_minutes_becomes_steps_and_run_toml_does_it_again(program: Any) -> None:
