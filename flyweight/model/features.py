@@ -35,7 +35,19 @@ class NGramTables(nn.Module):
         if self.training and torch.is_grad_enabled():
             looked_up.requires_grad_()
             self._pending.append((rows_BTN, looked_up))
+            if self.spec.dropout:
+                looked_up = looked_up * self._known(rows_BTN)[..., None].to(dtype)
         return self.project(looked_up.flatten(-2))
+
+    def _known(self, rows_BTN: Tensor) -> Tensor:
+        """Which orders a token of training may see: all, or those below a random one. (B, T, N)"""
+        batch, length, orders = rows_BTN.shape
+        draw = torch.rand(batch, length, 1, device=rows_BTN.device)
+        ranks = torch.tensor(sorted(range(orders), key=lambda j: self.spec.orders[j]))
+        place = torch.empty(orders).scatter_(0, ranks, torch.arange(orders, dtype=torch.float32))
+        # A draw below the dropout, stretched over the orders, is the first one that is hidden.
+        hidden_from = draw / self.spec.dropout * orders
+        return (draw >= self.spec.dropout) | (place.to(draw.device) < hidden_from.floor())
 
     def take(self) -> tuple[Tensor, Tensor] | None:
         """Indices (X,) and gradients (X, dim), rows repeated, since the last call; or None."""

@@ -105,11 +105,16 @@ class NGrams(Table):
 
     The rows of all orders (each ``dim`` wide) are concatenated, projected to the width of the
     token embedding and added to it. Byte n-grams as in BLT (arXiv:2412.09871, eq. 3 and 4).
+
+    ``dropout``: the share of training's tokens whose longer n-grams are hidden, from a random
+    order on, as those of unseen text are unknown: without it a table knows by heart what it
+    sees twice.
     """
 
     orders: tuple[Annotated[int, Field(ge=2, le=32)], ...] = (2, 3, 4, 5, 6)
     rows: Positive = 32_768
     dim: Positive = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> NGrams:

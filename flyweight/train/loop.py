@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from flyweight.data.batches import Batch, Batches
+from flyweight.data.order import keys
 from flyweight.files.run import RunFolder
 from flyweight.spec.errors import FlyweightError, Interrupted
 from flyweight.spec.run import Train
@@ -63,6 +64,8 @@ def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
             begin = time.perf_counter()
             context = context_at(train.ramp, train.context, state.step, steps)
             batch = session.batches.batch(state.step, context=context)
+            # What is drawn at random within a step (dropout) is a function of seed and step too.
+            torch.manual_seed(int(keys(session.batches.seed, state.step, "draws", 1)[0]))
             loss = backward(state, session, batch)
             norm = state.optimizer.gather()
             if not (math.isfinite(loss) and math.isfinite(norm)):

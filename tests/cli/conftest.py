@@ -59,7 +59,7 @@ width = 32
 depth = 1
 {_BODY}
 input = {{ kind = "tokens" }}
-ngrams = {{ orders = [2, 3], rows = 64, dim = 8 }}
+ngrams = {{ orders = [2, 3], rows = 64, dim = 8, dropout = 0.3 }}
 matches = {{ lengths = [3, 5] }}
 {_TRAIN}
 """,
@@ -70,7 +70,7 @@ width = 32
 depth = 1
 {_BODY}
 input = {{ kind = "patches", size = 8, width = 32, decoder_depth = 1, hidden = 32 }}
-ngrams = {{ orders = [2, 3], rows = 64, dim = 8 }}
+ngrams = {{ orders = [2, 3], rows = 64, dim = 8, dropout = 0.3 }}
 matches = {{ lengths = [3, 5] }}
 {_TRAIN}
 """,
