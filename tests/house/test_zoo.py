@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flyweight.spec.errors import ConfigurationError
 from flyweight.spec.model import ModelSpec
-from flyweight.zoo import catalog, shapes
+from flyweight.zoo import catalog, drawing, shapes
 
 # Millions of parameters, and without embeddings and head: published where the papers and model
 # cards say, else recomputed by hand from the published configurations.
@@ -179,6 +179,15 @@ def test_shapes_of_any_spec_are_those_of_the_decoder(spec: ModelSpec) -> None:
     assert {t.name: t.shape for t in shapes.tensors(spec)} == decoder_shapes(spec)
     counts = shapes.parameters(spec)
     assert 0 < counts.embeddings < counts.unique <= counts.total
+
+
+@settings(max_examples=60, deadline=None)
+@given(specs())
+def test_any_spec_can_be_drawn(spec: ModelSpec) -> None:
+    """``draw`` itself refuses to leave a tensor out; here it meets every combination."""
+    text = drawing.draw("a model", "a paper", spec)
+    assert max(map(len, text.splitlines())) <= drawing.WIDTH
+    assert f"{shapes.parameters(spec).unique:,}" in text
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
