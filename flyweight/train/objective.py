@@ -91,7 +91,8 @@ def next_token_loss(
     hidden = model.hidden(tokens_BT, documents_BT, dtype=dtype)
     if model.slots is not None:
         return model.slots.loss(hidden.flatten(0, 1), targets_BT.flatten())
-    head = model.embedding.weight if model.head is None else model.head.weight
+    head: Tensor | None = model.embedding.weight if model.head is None else model.head.weight
+    assert head is not None
     hidden_XD = hidden.flatten(0, 1)
     if model.head is not None and model.head.bias is not None:
         # h Wᵀ + b is (h, 1) (W, b)ᵀ.
