@@ -28,7 +28,7 @@ def loss(model: Decoder, text_BT: Tensor) -> Tensor:
 
 def unshared(shared: Decoder, make: Make, **changes: Any) -> Decoder:
     """The model without sharing whose every layer has a copy of what the shared one lends it."""
-    copy = make(depth=3, **changes)
+    copy = make(depth=shared.spec.depth, **changes)
     state = {}
     for name in copy.state_dict():
         layer, _, rest = name.partition(".feedforward.")
@@ -39,20 +39,27 @@ def unshared(shared: Decoder, make: Make, **changes: Any) -> Decoder:
     return copy
 
 
-@pytest.mark.parametrize("kind", ["swiglu", "gelu", "relu2"])
-@pytest.mark.parametrize("mode", ["all", "interior"])
+@pytest.mark.parametrize("kind", ["swiglu", "gelu", "gelu-exact", "relu2"])
+@pytest.mark.parametrize(
+    ("share", "uses"),
+    [
+        ({"feedforward": "all"}, range(6)),
+        ({"feedforward": "interior"}, range(1, 5)),
+        ({"feedforward": "interior", "ends": 2}, range(2, 4)),
+    ],
+    ids=["all", "interior", "two ends"],
+)
 def test_a_lent_feedforward_is_a_copy_in_each_layer(
-    decoder: Make, text_BT: Tensor, kind: str, mode: str
+    decoder: Make, text_BT: Tensor, kind: str, share: dict[str, Any], uses: range
 ) -> None:
     feedforward = {"kind": kind, "hidden": 20, "bias": True}
-    shared = decoder(depth=3, share={"feedforward": mode}, feedforward=feedforward)
+    shared = decoder(depth=6, share=share, feedforward=feedforward)
     copies = unshared(shared, decoder, feedforward=feedforward)
     torch.testing.assert_close(shared(text_BT), copies(text_BT), **CLOSE)
     # The gradient of the one body is the sum over its uses.
     loss(shared, text_BT).backward()
     loss(copies, text_BT).backward()
     grads = {name: p.grad for name, p in copies.named_parameters()}
-    uses = range(3) if mode == "all" else [1]
     for name, parameter in shared.named_parameters():
         _, lent, rest = name.partition("shared_feedforward.")
         summed = sum(grads[f"blocks.{i}.feedforward.{rest}"] for i in uses) if lent else grads[name]
@@ -61,7 +68,38 @@ def test_a_lent_feedforward_is_a_copy_in_each_layer(
         torch.testing.assert_close(parameter.grad, summed, **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["swiglu", "gelu", "relu2"])
+def test_a_body_with_updates_takes_the_gradients_of_all_its_uses(
+    decoder: Make, text_BT: Tensor
+) -> None:
+    """W + V U in each layer as one matrix: their gradients sum to W's, and give V's and U's."""
+    share = {"feedforward": "interior", "lora_rank": 3}
+    shared, copies = decoder(depth=5, share=share), decoder(depth=5)
+    state = copies.state_dict()
+    with torch.no_grad():
+        for name, tensor in shared.state_dict().items():
+            if name in state:
+                state[name].copy_(tensor)
+        for i in (1, 2, 3):
+            update, body = shared.blocks[i].update, shared.shared_feedforward
+            low = [p.up.weight @ p.down.weight for p in (update.gate, update.up, update.down)]
+            gate_up = body.gate_up.weight + torch.cat(low[:2])
+            state[f"blocks.{i}.feedforward.gate_up.weight"].copy_(gate_up)
+            state[f"blocks.{i}.feedforward.down.weight"].copy_(body.down.weight + low[2])
+    torch.testing.assert_close(shared(text_BT), copies(text_BT), **CLOSE)
+    loss(shared, text_BT).backward()
+    loss(copies, text_BT).backward()
+    for matrix in ("gate_up", "down"):
+        grads = [getattr(copies.blocks[i].feedforward, matrix).weight.grad for i in (1, 2, 3)]
+        body_grad = getattr(shared.shared_feedforward, matrix).weight.grad
+        torch.testing.assert_close(body_grad, sum(grads), **CLOSE)
+        if matrix == "down":
+            for i, grad in zip((1, 2, 3), grads, strict=True):
+                low = shared.blocks[i].update.down
+                torch.testing.assert_close(low.up.weight.grad, grad @ low.down.weight.T, **CLOSE)
+                torch.testing.assert_close(low.down.weight.grad, low.up.weight.T @ grad, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["swiglu", "gelu", "gelu-exact", "relu2"])
 def test_low_rank_updates_are_those_of_the_formula(decoder: Make, kind: str) -> None:
     """(W + V U) x for each matrix W, with U and V of this use (arXiv:2405.14159)."""
     share = {"feedforward": "interior", "lora_rank": 3}
@@ -73,12 +111,15 @@ def test_low_rank_updates_are_those_of_the_formula(decoder: Make, kind: str) -> 
     for i in (1, 2):
         update = model.blocks[i].update
         into = body.gate_up.weight if kind == "swiglu" else body.up.weight
-        into = into + update.expand.up.weight @ update.expand.down.weight
-        out = body.down.weight + update.contract.up.weight @ update.contract.down.weight
+        parts = [update.gate, update.up] if kind == "swiglu" else [update.up]
+        into = into + torch.cat([part.up.weight @ part.down.weight for part in parts])
+        out = body.down.weight + update.down.up.weight @ update.down.down.weight
         z = x @ into.T
         if kind == "swiglu":
             gate, up = z[:, :20], z[:, 20:]
             hidden = gate / (1 + (-gate).exp()) * up
+        elif kind == "gelu-exact":
+            hidden = z * (1 + torch.erf(z / 2**0.5)) / 2
         elif kind == "gelu":
             inner = (2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)
             hidden = 0.5 * z * (1 + inner.tanh())
@@ -105,7 +146,7 @@ def test_low_rank_updates_start_at_nothing() -> None:
     x = torch.randn(5, 32)
     body = model.shared_feedforward
     assert torch.equal(body(x, update), body(x))
-    assert update.expand.down.weight.abs().min() > 0, "else nothing would ever be learnt"
+    assert update.gate.down.weight.abs().min() > 0, "else nothing would ever be learnt"
 
 
 @pytest.mark.parametrize("repeat", [2, 3])
