@@ -9,9 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flyweight.model.cache import Slot
-from flyweight.model.layers import Linear
-from flyweight.model.positions import alibi_slopes, rope_frequencies, rope_tables, rotate
+from flyweight.model.layers import Linear, Norm
+from flyweight.model.positions import (
+    alibi_divisor,
+    alibi_slopes,
+    rope_frequencies,
+    rope_tables,
+    rotate,
+)
 from flyweight.spec.model import ModelSpec
+from flyweight.spec.model import Norm as NormSpec
 
 
 @dataclass
@@ -34,6 +41,8 @@ class Positions(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.kind, self.window = spec.position.kind, spec.attention.window
+        self.position, self.rotary_dim = spec.position, spec.rotary_dim
+        self.rope_gain = spec.rope_gain
         self.frequencies: Tensor | None
         self.slopes: Tensor | None
         rope = self.kind == "rope"
@@ -55,17 +64,27 @@ class Positions(nn.Module):
         documents_BT: Tensor | None,
         dtype: torch.dtype,
         device: torch.device,
+        reach: int = 0,
     ) -> Scene:
         """The scene of ``queries`` new positions after ``past`` remembered ones.
+
+        ``reach``: the length that the sequence is known to come to, where scaling depends on it.
 
         ``documents_BT`` (B, past + queries): which document each position belongs to; a position
         sees its own document alone. None: one document, and PyTorch's own causal mask serves.
         """
         keys_S = torch.arange(past + queries, device=device)
         queries_T = keys_S[past:]
+        length = max(past + queries, reach)
         scene = Scene()
         if self.frequencies is not None:
-            scene.cos, scene.sin = rope_tables(self.frequencies, queries_T)
+            frequencies = self.frequencies
+            if self.position.original is not None:
+                frequencies = rope_frequencies(self.position, self.rotary_dim, length)
+                frequencies = frequencies.to(device)
+            scene.cos, scene.sin = rope_tables(frequencies, queries_T)
+            if self.rope_gain != 1.0:
+                scene.cos, scene.sin = scene.cos * self.rope_gain, scene.sin * self.rope_gain
         distance_TS = queries_T[:, None] - keys_S[None, :]
         plain = documents_BT is None and self.slopes is None
         if plain and (self.window is None or self.window >= past + queries):
@@ -82,7 +101,8 @@ class Positions(nn.Module):
         if self.slopes is None:
             scene.mask = visible
         else:
-            bias = -self.slopes[:, None, None] * distance_TS.to(torch.float32)
+            slopes = self.slopes / alibi_divisor(self.position, length)
+            bias = -slopes[:, None, None] * distance_TS.to(torch.float32)
             scene.mask = bias.masked_fill(~visible, float("-inf")).to(dtype)
         return scene
 
@@ -98,8 +118,10 @@ class Attention(nn.Module):
         attention = spec.attention
         self.heads, self.kv_heads, self.head_dim = attention.heads, spec.kv_heads, spec.head_dim
         self.scale = self.head_dim**-0.5 if attention.scale == "1/sqrt(d)" else 1 / self.head_dim
-        self.qk_norm, self.layout = attention.qk_norm, spec.position.layout
-        self.eps = spec.norm.eps
+        self.layout = spec.position.layout
+        gained = NormSpec(kind="rms", eps=spec.norm.eps, gain=attention.qk_gain)
+        self.query_norm = Norm(gained, self.head_dim) if attention.qk_norm else None
+        self.key_norm = Norm(gained, self.head_dim) if attention.qk_norm else None
         rows = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.qkv = Linear(spec.width, rows, attention.bias)
         output_bias = attention.bias if attention.output_bias is None else attention.output_bias
@@ -109,9 +131,8 @@ class Attention(nn.Module):
         batch, length, _ = x_BTD.shape
         qkv = self.qkv(x_BTD).view(batch, length, -1, self.head_dim).transpose(1, 2)
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        if self.qk_norm:
-            q = F.rms_norm(q, (self.head_dim,), eps=self.eps)
-            k = F.rms_norm(k, (self.head_dim,), eps=self.eps)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
         if scene.cos is not None and scene.sin is not None:
             q = rotate(q, scene.cos, scene.sin, self.layout)
             k = rotate(k, scene.cos, scene.sin, self.layout)

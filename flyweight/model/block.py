@@ -14,6 +14,7 @@ from flyweight.spec.model import ModelSpec
 class Block(nn.Module):
     """h += s·attention(norm(h)); h += s·feedforward(norm(h)), with s the residual scale.
 
+    Parallel branches: h += s·(attention(norm(h)) + feedforward(norm(h))), with one norm.
     ``feedforward`` is None where the decoder lends a shared one; ``update`` is then this use's
     low-rank change of it, if there is one.
     """
@@ -23,7 +24,8 @@ class Block(nn.Module):
         self.scale = spec.scale.residual
         self.attention_norm = Norm(spec.norm, spec.width)
         self.attention = Attention(spec)
-        self.feedforward_norm = Norm(spec.norm, spec.width)
+        parallel = spec.branches == "parallel"
+        self.feedforward_norm = None if parallel else Norm(spec.norm, spec.width)
         self.feedforward = None if shared else FeedForward(spec.feedforward, spec.width)
         rank = spec.share.lora_rank if shared else 0
         self.update = FeedForwardUpdate(spec.feedforward, spec.width, rank) if rank else None
@@ -31,9 +33,13 @@ class Block(nn.Module):
     def forward(
         self, h: Tensor, scene: Scene, lent: FeedForward | None, slot: Slot | None = None
     ) -> Tensor:
-        branch = self.attention(self.attention_norm(h), scene, slot)
-        h = h + (branch if self.scale == 1.0 else branch * self.scale)
         feedforward = self.feedforward if self.feedforward is not None else lent
         assert feedforward is not None
-        branch = feedforward(self.feedforward_norm(h), self.update)
+        x = self.attention_norm(h)
+        branch = self.attention(x, scene, slot)
+        if self.feedforward_norm is None:
+            branch = branch + feedforward(x, self.update)
+        else:
+            h = h + (branch if self.scale == 1.0 else branch * self.scale)
+            branch = feedforward(self.feedforward_norm(h), self.update)
         return h + (branch if self.scale == 1.0 else branch * self.scale)

@@ -35,15 +35,23 @@ def _grown(old: Tensor | None, like: Tensor, needed: int) -> Tensor:
 
 
 class Cache:
-    """What decoding one sequence remembers: a slot per use of a block, and the patches' state."""
+    """What decoding one sequence remembers: a slot per use of a block, and the patches' state.
 
-    def __init__(self, uses: int) -> None:
-        self.slots = [Slot() for _ in range(uses)]
+    ``reach``: the length that the sequence will come to, where it is known (see ``new_cache``).
+    """
+
+    def __init__(self, uses: int, reach: int = 0) -> None:
+        self.slots, self.reach = [Slot() for _ in range(uses)], reach
         # Byte features of the patch that is not complete yet, and the core's last output.
         self.open_patch_1ND: Tensor | None = None
         self.core_output_11D: Tensor | None = None
         # Every token so far: n-gram and match features and patch ends depend on them.
         self.tokens: list[int] = []
+
+    def forget(self) -> None:
+        """Back to nothing remembered."""
+        self.slots, self.tokens = [Slot() for _ in self.slots], []
+        self.open_patch_1ND = self.core_output_11D = None
 
     @property
     def length(self) -> int:

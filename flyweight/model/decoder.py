@@ -14,6 +14,7 @@ from flyweight.model.layers import Linear, Norm
 from flyweight.model.patches import Patches
 from flyweight.model.slots import Slots
 from flyweight.spec.model import ModelSpec, PatchInput, SlotInput
+from flyweight.spec.position import LongRope
 from flyweight.text.ngrams import positions_in_document
 
 
@@ -29,16 +30,16 @@ class Decoder(nn.Module):
         self.spec = spec
         self.embedding = Embedding(spec)
         self.positions = Positions(spec)
-        mode, depth = spec.share.feedforward, spec.depth
-        lent = {"none": set(), "all": set(range(depth)), "interior": set(range(1, depth - 1))}
-        self.blocks = nn.ModuleList(Block(spec, i in lent[mode]) for i in range(depth))
-        self.shared_feedforward = FeedForward(spec.feedforward, spec.width) if lent[mode] else None
+        lent = spec.shared_layers
+        self.blocks = nn.ModuleList(Block(spec, i in lent) for i in range(spec.depth))
+        self.shared_feedforward = FeedForward(spec.feedforward, spec.width) if lent else None
         patches = spec.input if isinstance(spec.input, PatchInput) else None
         self.patches = Patches(spec, patches) if patches else None
         self.slots = Slots(spec, spec.input) if isinstance(spec.input, SlotInput) else None
         self.norm = Norm(spec.norm, spec.embedding_width)
         headless = spec.tie_embeddings or self.slots is not None
-        self.head = None if headless else Linear(spec.embedding_width, spec.vocab_size)
+        width, vocab = spec.embedding_width, spec.vocab_size
+        self.head = None if headless else Linear(width, vocab, spec.logit_bias)
 
     def forward(
         self,
@@ -61,6 +62,11 @@ class Decoder(nn.Module):
         known_BT, new = tokens_BT, slice(None)
         if cache is not None:
             assert tokens_BT.shape[0] == 1, "a cache holds one sequence"
+            if self._turns_stale(cache, tokens_BT.shape[1]):
+                whole = torch.tensor([cache.tokens], device=tokens_BT.device)
+                cache.forget()
+                both = torch.cat((whole, tokens_BT), dim=1)
+                return self.hidden(both, documents_BT, cache, dtype)[:, whole.shape[1] :]
             new = slice(len(cache.tokens), None)
             cache.tokens += tokens_BT[0].tolist()
             known_BT = torch.tensor([cache.tokens], device=tokens_BT.device)
@@ -89,7 +95,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """The blocks, each run as often as sharing says, each run with its own cache slot."""
         past = 0 if cache is None else cache.length
-        scene = self.positions.scene(h.shape[1], past, documents_BT, h.dtype, h.device)
+        reach = 0 if cache is None else cache.reach
+        scene = self.positions.scene(h.shape[1], past, documents_BT, h.dtype, h.device, reach)
         repeat = self.spec.share.repeat
         for i, block in enumerate(self.blocks):
             for r in range(repeat):
@@ -150,5 +157,22 @@ class Decoder(nn.Module):
         scale = self.spec.scale.logits
         return logits.float() if scale == 1.0 else logits.float() * scale
 
-    def new_cache(self) -> Cache:
-        return Cache(self.spec.uses)
+    def new_cache(self, reach: int = 0) -> Cache:
+        """An empty cache. ``reach``: the length that the sequence will come to, where known.
+
+        It matters where scaling depends on the length (``spec.position.original``). LongRoPE's
+        keys change once, when the sequence outgrows the original context: the cache is then
+        computed anew from its tokens, at the cost of one forward pass, unless ``reach`` says from
+        the beginning that the long factors serve. Dynamic NTK and interpolated ALiBi change with
+        every position; keys and values stay as they were computed, as in the published code, so
+        that decoding equals the full forward pass of ``reach`` positions only when that is given.
+        """
+        return Cache(self.spec.uses, reach)
+
+    def _turns_stale(self, cache: Cache, new: int) -> bool:
+        """Whether ``new`` more tokens switch LongRoPE's factors under the keys of a cache."""
+        scaling, past = self.spec.position.scaling, len(cache.tokens)
+        if not isinstance(scaling, LongRope):
+            return False
+        before = max(past, cache.reach)
+        return past > 0 and before <= scaling.original < past + new

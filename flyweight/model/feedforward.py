@@ -25,14 +25,14 @@ class LowRank(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU(x) = W_down(silu(W_gate x) * W_up x); W_gate and W_up are the rows of one matrix."""
 
-    def __init__(self, spec: FeedForwardSpec, width: int) -> None:
+    def __init__(self, spec: FeedForwardSpec, width: int, output: int | None = None) -> None:
         super().__init__()
         self.kind = spec.kind
         if spec.kind == "swiglu":
             self.gate_up = Linear(width, 2 * spec.hidden, spec.bias)
         else:
             self.up = Linear(width, spec.hidden, spec.bias)
-        self.down = Linear(spec.hidden, width, spec.bias)
+        self.down = Linear(spec.hidden, output or width, spec.bias)
 
     def forward(self, x: Tensor, update: FeedForwardUpdate | None = None) -> Tensor:
         expanded = self.gate_up(x) if self.kind == "swiglu" else self.up(x)
@@ -43,17 +43,23 @@ class FeedForward(nn.Module):
             hidden = F.silu(gate) * up
         elif self.kind == "gelu":
             hidden = F.gelu(expanded, approximate="tanh")
+        elif self.kind == "gelu-exact":
+            hidden = F.gelu(expanded)
         else:
             hidden = torch.relu(expanded).square()
         out = self.down(hidden)
-        return out if update is None else out + update.contract(hidden)
+        return out if update is None else out + update.down(hidden)
 
 
 class FeedForwardUpdate(nn.Module):
-    """One use's low-rank updates of a shared feed-forward's matrices."""
+    """One use's low-rank updates of a shared feed-forward's matrices, gate and up each its own."""
 
     def __init__(self, spec: FeedForwardSpec, width: int, rank: int) -> None:
         super().__init__()
-        wide = 2 * spec.hidden if spec.kind == "swiglu" else spec.hidden
-        self.expand = LowRank(width, wide, rank)
-        self.contract = LowRank(spec.hidden, width, rank)
+        self.gate = LowRank(width, spec.hidden, rank) if spec.kind == "swiglu" else None
+        self.up = LowRank(width, spec.hidden, rank)
+        self.down = LowRank(spec.hidden, width, rank)
+
+    def expand(self, x: Tensor) -> Tensor:
+        """What is added to gate and up, side by side, or to up alone."""
+        return self.up(x) if self.gate is None else torch.cat((self.gate(x), self.up(x)), dim=-1)

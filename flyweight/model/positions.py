@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from math import pi
+
 import torch
 from torch import Tensor
 
-from flyweight.spec.model import Position
+from flyweight.spec.position import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRope,
+    Position,
+)
 
 
-def rope_frequencies(position: Position, rotary_dim: int) -> Tensor:
-    """Angular frequencies theta^(-2i/d) for i < d/2 (arXiv:2104.09864, eq. 15). Shape (d/2,)."""
-    exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
-    return (position.theta**-exponent).float()
+def rope_frequencies(position: Position, rotary_dim: int, length: int = 0) -> Tensor:
+    """Angular frequencies theta^(-2i/d) for i < d/2 (arXiv:2104.09864, eq. 15). Shape (d/2,).
+
+    Scaled as ``position.scaling`` says for a sequence of ``length`` positions.
+    """
+    theta, scaling = position.theta, position.scaling
+    exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device="cpu") / rotary_dim
+    if isinstance(scaling, DynamicScaling) and length > scaling.original:
+        stretch = scaling.factor * length / scaling.original - scaling.factor + 1
+        theta *= stretch ** (rotary_dim / (rotary_dim - 2))
+    frequencies = theta**-exponent
+    if isinstance(scaling, LinearScaling) and scaling.factor is not None:
+        frequencies /= scaling.factor
+    elif isinstance(scaling, LongRope):
+        factors = scaling.long if length > scaling.original else scaling.short
+        if factors is not None:
+            frequencies /= torch.tensor(factors, dtype=torch.float64, device="cpu")
+    elif isinstance(scaling, Llama3Scaling):
+        turns = scaling.original * frequencies / (2 * pi)
+        kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+        frequencies *= kept + (1 - kept) / scaling.factor
+    return frequencies.float()
 
 
 def rope_tables(frequencies: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,6 +63,16 @@ def rotate(x_BHTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, layout: str) -> Tenso
     if rotary == x_BHTD.shape[-1]:
         return result
     return torch.cat((result, x_BHTD[..., rotary:]), dim=-1)
+
+
+def alibi_divisor(position: Position, length: int) -> float:
+    """What the slopes are divided by for a sequence of ``length`` positions (arXiv:2310.13017)."""
+    scaling = position.scaling
+    if not isinstance(scaling, LinearScaling):
+        return 1.0
+    if scaling.original is None:
+        return scaling.factor or 1.0
+    return max(1.0, length / scaling.original)
 
 
 def alibi_slopes(heads: int) -> Tensor:

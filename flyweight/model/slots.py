@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flyweight.model.attention import Scene
+from flyweight.model.attention import Attention, Scene
 from flyweight.model.block import Block
+from flyweight.model.feedforward import FeedForward
 from flyweight.model.layers import Linear, Norm
 from flyweight.spec.errors import ConfigurationError
 from flyweight.spec.model import ModelSpec, SlotInput
@@ -21,28 +22,55 @@ from flyweight.text.tokenizer import Tokenizer
 PAD, EOT, SYMBOLS = 256, 257, 258
 
 
+def _inside(spec: ModelSpec, slots: SlotInput, width: int) -> ModelSpec:
+    """The spec of a block within a token, at ``width``."""
+    return ModelSpec.parse(
+        {
+            "vocab_size": SYMBOLS,
+            "width": width,
+            "depth": 1,
+            "context": slots.slots,
+            "norm": spec.norm.values(),
+            "position": {"kind": "none"},
+            "attention": {"heads": slots.heads},
+            "feedforward": {"kind": "gelu", "hidden": slots.hidden * width // slots.width},
+        }
+    )
+
+
+class Widening(nn.Module):
+    """h = x + attention(norm(x)); feedforward(norm(h)), which leads to another width."""
+
+    def __init__(self, spec: ModelSpec, output: int) -> None:
+        super().__init__()
+        self.attention_norm = Norm(spec.norm, spec.width)
+        self.attention = Attention(spec)
+        self.feedforward_norm = Norm(spec.norm, spec.width)
+        self.feedforward = FeedForward(spec.feedforward, spec.width, output)
+
+    def forward(self, x: Tensor, scene: Scene, lent: None = None) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), scene)
+        return self.feedforward(self.feedforward_norm(h))
+
+
 class Slots(nn.Module):
     """Front and back of the byte-slot model; ``spelling`` (V, S) holds each token's bytes."""
 
     def __init__(self, spec: ModelSpec, slots: SlotInput) -> None:
         super().__init__()
-        inner = ModelSpec.parse(
-            {
-                "vocab_size": SYMBOLS,
-                "width": slots.width,
-                "depth": 1,
-                "context": slots.slots,
-                "norm": spec.norm.values(),
-                "position": {"kind": "none"},
-                "attention": {"heads": slots.heads},
-                "feedforward": {"kind": "gelu", "hidden": slots.hidden},
-            }
-        )
+        inner = _inside(spec, slots, slots.width)
         self.count, self.width = slots.slots, slots.width
         self.embedding = nn.Parameter(torch.empty(SYMBOLS, slots.width))
         self.front_offset = nn.Parameter(torch.empty(slots.slots, slots.width))
-        self.front = nn.ModuleList(Block(inner, False) for _ in range(slots.front_depth))
-        self.to_core = Linear(slots.width, spec.width)
+        # The paper's front ends at the core's width; one that keeps its own is led there.
+        self.to_core: Linear | None = None
+        if slots.front_widths:
+            inputs = (slots.width, *slots.front_widths)
+            steps = zip(inputs, slots.front_widths, strict=False)
+            self.front = nn.ModuleList(Widening(_inside(spec, slots, i), o) for i, o in steps)
+        else:
+            self.front = nn.ModuleList(Block(inner, False) for _ in range(slots.front_depth))
+            self.to_core = Linear(slots.width, spec.width)
         self.from_core = Linear(spec.width, slots.slots * slots.width)
         self.back_offset = nn.Parameter(torch.empty(slots.slots, slots.width))
         self.back = nn.ModuleList(Block(inner, False) for _ in range(slots.decoder_depth))
@@ -82,7 +110,8 @@ class Slots(nn.Module):
             x = block(x, scene, None)
         weight = real_XS.to(x.dtype)[:, :, None]
         pooled = (x * weight).sum(dim=1) / weight.sum(dim=1)
-        return self.to_core(pooled).view(*tokens_BT.shape, -1)
+        pooled = pooled if self.to_core is None else self.to_core(pooled)
+        return pooled.view(*tokens_BT.shape, -1)
 
     def symbol_logits(self, hidden_XD: Tensor) -> Tensor:
         """Logits of every slot's symbol, all slots at once. (X, S, 258), float32."""

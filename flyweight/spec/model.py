@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from math import log, sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from flyweight.spec.position import DynamicScaling, LongRope, Position, Positive, PositiveFloat
 from flyweight.spec.table import Table
-
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class Norm(Table):
@@ -28,17 +27,6 @@ class Norm(Table):
         return self
 
 
-class Position(Table):
-    """How order reaches attention: RoPE (arXiv:2104.09864), ALiBi (arXiv:2108.12409), learned."""
-
-    kind: Literal["rope", "alibi", "learned", "none"] = "rope"
-    theta: PositiveFloat = 10_000.0
-    # The share of each head's dimensions that rotate (Phi-4-mini: 0.75).
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    # "half" pairs dimension i with i + d/2 (Llama), "interleaved" pairs 2i with 2i + 1 (GPT-J).
-    layout: Literal["half", "interleaved"] = "half"
-
-
 class Attention(Table):
     """Grouped-query attention (arXiv:2305.13245); kv_heads == heads is multi-head attention."""
 
@@ -51,20 +39,27 @@ class Attention(Table):
     scale: Literal["1/sqrt(d)", "1/d"] = "1/sqrt(d)"
     # Sliding window (arXiv:2310.06825): position i sees the `window` positions up to itself.
     window: Positive | None = None
-    # RMS-normalised queries and keys (arXiv:2302.05442), without gains.
+    # RMS-normalised queries and keys (arXiv:2302.05442), each with a gain per dimension of a head
+    # or without (Qwen3 has it).
     qk_norm: bool = False
+    qk_gain: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Attention:
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}")
+        if self.qk_gain and not self.qk_norm:
+            raise ValueError("qk_gain belongs to qk_norm = true")
         return self
 
 
 class FeedForward(Table):
-    """SwiGLU (arXiv:2002.05202), GELU, or squared ReLU (arXiv:2109.08668)."""
+    """SwiGLU (arXiv:2002.05202), GELU, or squared ReLU (arXiv:2109.08668).
 
-    kind: Literal["swiglu", "gelu", "relu2"] = "swiglu"
+    "gelu" is the tanh form of GPT-2, "gelu-exact" the one by the error function.
+    """
+
+    kind: Literal["swiglu", "gelu", "gelu-exact", "relu2"] = "swiglu"
     hidden: Positive
     bias: bool = False
 
@@ -73,12 +68,14 @@ class Share(Table):
     """Which weights are one body used many times.
 
     ``feedforward = "all"``: one feed-forward for every layer (MobiLlama, arXiv:2402.16840).
-    ``feedforward = "interior"``: one for all but the first and last layer, each use with its own
-    low-rank update of ``lora_rank`` (Super Tiny Language Models, arXiv:2405.14159).
+    ``feedforward = "interior"``: one for all but the first and last ``ends`` layers, each use with
+    its own low-rank update of ``lora_rank`` per matrix (Super Tiny Language Models,
+    arXiv:2405.14159).
     ``block = "adjacent"``: each block runs ``repeat`` times in a row (MobileLLM, arXiv:2402.14905).
     """
 
     feedforward: Literal["none", "all", "interior"] = "none"
+    ends: Positive = 1
     lora_rank: Annotated[int, Field(ge=0)] = 0
     block: Literal["none", "adjacent"] = "none"
     repeat: Positive = 1
@@ -87,6 +84,8 @@ class Share(Table):
     def _check(self) -> Share:
         if self.lora_rank and self.feedforward != "interior":
             raise ValueError("lora_rank belongs to feedforward = 'interior'")
+        if self.ends != 1 and self.feedforward != "interior":
+            raise ValueError("ends belongs to feedforward = 'interior'")
         if (self.repeat > 1) != (self.block == "adjacent"):
             raise ValueError("block = 'adjacent' goes with repeat of 2 or more, and only then")
         return self
@@ -164,6 +163,9 @@ class SlotInput(Table):
     blocks at ``width``, averaged over its bytes into one vector; the decoder predicts all slots
     of the next token in parallel with ``decoder_depth`` bidirectional blocks. ``reconstruction``
     weighs the auxiliary loss that spells a token out of its own pooled vector.
+
+    ``front_widths``: the paper's front instead, a block for each, whose feed-forward leads to the
+    next width without a residual, and is wider as its input is (``hidden`` at ``width``).
     """
 
     kind: Literal["slots"] = "slots"
@@ -172,8 +174,21 @@ class SlotInput(Table):
     hidden: Positive = 512
     heads: Positive = 8
     front_depth: Annotated[int, Field(ge=0)] = 4
+    front_widths: tuple[Positive, ...] = ()
     decoder_depth: Annotated[int, Field(ge=0)] = 7
     reconstruction: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> SlotInput:
+        odd = [w for w in (self.width, *self.front_widths[:-1]) if w % self.heads]
+        if odd:
+            raise ValueError(f"a width of {odd[0]} is no multiple of heads = {self.heads}")
+        if self.front_widths and self.front_depth != len(self.front_widths):
+            raise ValueError(
+                f"front_depth = {self.front_depth}, but front_widths has"
+                f" {len(self.front_widths)} entries"
+            )
+        return self
 
 
 Input = Annotated[TokenInput | PatchInput | SlotInput, Field(discriminator="kind")]
@@ -207,7 +222,11 @@ class ModelSpec(Table):
     input: Input = TokenInput()
     ngrams: NGrams | None = None
     matches: Matches | None = None
+    # "parallel": attention and feed-forward of a block read one norm's output (GPT-J, CodeGen).
+    branches: Literal["sequential", "parallel"] = "sequential"
     tie_embeddings: bool = False
+    # A bias per token on the head.
+    logit_bias: bool = False
     init: Init = Init()
 
     @model_validator(mode="after")
@@ -219,8 +238,12 @@ class ModelSpec(Table):
             )
         if self.position.kind == "rope" and self.rotary_dim % 2:
             raise ValueError(f"RoPE turns pairs of dimensions; {self.rotary_dim} of them is odd")
-        if self.share.feedforward == "interior" and self.depth < 3:
-            raise ValueError("share.feedforward = 'interior' needs a depth of 3 or more")
+        if self.share.feedforward == "interior" and self.depth <= 2 * self.share.ends:
+            least = 2 * self.share.ends + 1
+            raise ValueError(f"share.feedforward = 'interior' needs a depth of {least} or more")
+        if self.logit_bias and self.tie_embeddings:
+            raise ValueError("logit_bias needs a head of its own: tie_embeddings = false")
+        self._check_scaling()
         if self.input.kind == "patches" and self.vocab_size < 258:
             raise ValueError("a patch model reads bytes: vocab_size must be 258 (256, pad, eot)")
         if self.input.kind == "patches":
@@ -236,10 +259,35 @@ class ModelSpec(Table):
                 )
         if self.input.kind == "slots":
             unused = [k for k in ("ngrams", "matches") if getattr(self, k) is not None]
-            unused += ["tie_embeddings"] if self.tie_embeddings else []
+            unused += [k for k in ("tie_embeddings", "logit_bias") if getattr(self, k)]
             if unused:
                 raise ValueError(f"{unused[0]} does not apply to input.kind = 'slots'")
+            if self.input.front_widths and self.input.front_widths[-1] != self.width:
+                raise ValueError(
+                    f"input.front_widths ends with {self.input.front_widths[-1]}, which must be"
+                    f" width = {self.width}"
+                )
         return self
+
+    def _check_scaling(self) -> None:
+        scaling, half = self.position.scaling, self.rotary_dim // 2
+        if isinstance(scaling, LongRope):
+            for name in ("short", "long"):
+                factors = getattr(scaling, name)
+                if factors is not None and len(factors) != half:
+                    raise ValueError(
+                        f"position.scaling.{name} has {len(factors)} factors; half of the"
+                        f" {2 * half} rotating dimensions are wanted"
+                    )
+        if isinstance(scaling, DynamicScaling) and self.rotary_dim < 4:
+            raise ValueError(
+                "position.scaling.kind = 'dynamic' needs 4 rotating dimensions or more"
+            )
+        if self.position.original is not None and self.input.kind == "patches":
+            raise ValueError(
+                "position.scaling.original counts tokens; it does not apply to"
+                " input.kind = 'patches', whose positions are patches"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -252,6 +300,23 @@ class ModelSpec(Table):
     @property
     def rotary_dim(self) -> int:
         return int(self.head_dim * self.position.fraction)
+
+    @property
+    def rope_gain(self) -> float:
+        """What rotated queries and keys are multiplied by (LongRoPE's attention factor)."""
+        scaling = self.position.scaling
+        if not isinstance(scaling, LongRope):
+            return 1.0
+        if scaling.attention is not None:
+            return scaling.attention
+        longer = self.context / scaling.original
+        return sqrt(1 + log(longer) / log(scaling.original)) if longer > 1 else 1.0
+
+    @property
+    def shared_layers(self) -> range:
+        """The layers that the shared feed-forward serves."""
+        ends = {"none": self.depth, "all": 0, "interior": self.share.ends}[self.share.feedforward]
+        return range(ends, max(ends, self.depth - ends))
 
     @property
     def uses(self) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
-from flyweight.spec.errors import ConfigurationError
 from flyweight.spec.model import ModelSpec, PatchInput, SlotInput
 
 
@@ -49,6 +48,8 @@ class Counts(NamedTuple):
 _BYTES = {"f32": 4.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 FORMATS = tuple(_BYTES)
 _BLOCK = 32
+# What a slot holds: 256 bytes, a pad, and <eot>.
+SLOT_SYMBOLS = 258
 
 
 def parameters(spec: ModelSpec) -> Counts:
@@ -84,13 +85,8 @@ def tensors(spec: ModelSpec) -> Iterator[Tensor]:
 
     Matrices are (outputs, inputs), as torch's ``Linear`` keeps them.
     """
-    if isinstance(spec.input, SlotInput):
-        raise ConfigurationError(
-            "the parameters of input.kind = 'slots' are not counted without building the model"
-        )
     yield from _embedding(spec)
-    lent = {"none": range(0), "all": range(spec.depth), "interior": range(1, spec.depth - 1)}
-    shared = lent[spec.share.feedforward]
+    shared = spec.shared_layers
     for i in range(spec.depth):
         for tensor in _block(spec, i in shared):
             yield tensor._replace(name=f"blocks.{i}.{tensor.name}", uses=spec.share.repeat)
@@ -101,14 +97,19 @@ def tensors(spec: ModelSpec) -> Iterator[Tensor]:
             yield tensor._replace(name=f"shared_feedforward.{tensor.name}", uses=uses)
     if isinstance(spec.input, PatchInput):
         yield from _patches(spec, spec.input)
+    if isinstance(spec.input, SlotInput):
+        yield from _slots(spec, spec.input)
     yield from _norm(spec, "norm", spec.embedding_width)
-    if not spec.tie_embeddings:
+    if not spec.tie_embeddings and not isinstance(spec.input, SlotInput):
         yield Tensor("head.weight", (spec.vocab_size, spec.embedding_width), lookup=True)
+        if spec.logit_bias:
+            yield Tensor("head.bias", (spec.vocab_size,), lookup=True)
 
 
 def _embedding(spec: ModelSpec) -> Iterator[Tensor]:
     width = spec.embedding_width
-    yield Tensor("embedding.weight", (spec.vocab_size, width), lookup=True)
+    if not isinstance(spec.input, SlotInput):
+        yield Tensor("embedding.weight", (spec.vocab_size, width), lookup=True)
     if spec.ngrams:
         orders, dim = len(spec.ngrams.orders), spec.ngrams.dim
         table = (orders * spec.ngrams.rows, dim)
@@ -129,13 +130,17 @@ def _block(spec: ModelSpec, shared: bool) -> Iterator[Tensor]:
     yield from _norm(spec, "attention_norm", width)
     yield from _linear("attention.qkv", width, queries + 2 * keys, bias)
     yield from _linear("attention.output", queries, width, output_bias)
-    yield from _norm(spec, "feedforward_norm", width)
+    if spec.attention.qk_gain:
+        yield Tensor("attention.query_norm.weight", (spec.head_dim,))
+        yield Tensor("attention.key_norm.weight", (spec.head_dim,))
+    if spec.branches == "sequential":
+        yield from _norm(spec, "feedforward_norm", width)
     if not shared:
         for tensor in _feedforward_tensors(kind, width, hidden, feedforward_bias):
             yield tensor._replace(name=f"feedforward.{tensor.name}")
     elif rank := spec.share.lora_rank:
-        wide = 2 * hidden if kind == "swiglu" else hidden
-        for name, inputs, outputs in (("expand", width, wide), ("contract", hidden, width)):
+        for name in ("gate", "up", "down") if kind == "swiglu" else ("up", "down"):
+            inputs, outputs = (hidden, width) if name == "down" else (width, hidden)
             yield from _linear(f"update.{name}.down", inputs, rank)
             yield from _linear(f"update.{name}.up", rank, outputs)
 
@@ -165,6 +170,35 @@ def _patches(spec: ModelSpec, patches: PatchInput) -> Iterator[Tensor]:
             kind = spec.feedforward.kind
             for tensor in _feedforward_tensors(kind, width, patches.hidden, False):
                 yield tensor._replace(name=f"patches.{part}.{i}.feedforward.{tensor.name}")
+
+
+def _slots(spec: ModelSpec, slots: SlotInput) -> Iterator[Tensor]:
+    width = slots.width
+    yield Tensor("slots.embedding", (SLOT_SYMBOLS, width), lookup=True)
+    yield Tensor("slots.front_offset", (slots.slots, width), lookup=True)
+    fronts = slots.front_widths or (width,) * slots.front_depth
+    for i, (inputs, outputs) in enumerate(zip((width, *fronts), fronts, strict=False)):
+        yield from _slot_block(spec, slots, f"slots.front.{i}", inputs, outputs)
+    if not slots.front_widths:
+        yield from _linear("slots.to_core", width, spec.width)
+    yield from _linear("slots.from_core", spec.width, slots.slots * width)
+    yield Tensor("slots.back_offset", (slots.slots, width), lookup=True)
+    for i in range(slots.decoder_depth):
+        yield from _slot_block(spec, slots, f"slots.back.{i}", width, width)
+    yield from _norm(spec, "slots.back_norm", width)
+    yield Tensor("slots.head.weight", (SLOT_SYMBOLS, width), lookup=True)
+
+
+def _slot_block(
+    spec: ModelSpec, slots: SlotInput, name: str, width: int, output: int
+) -> Iterator[Tensor]:
+    hidden = slots.hidden * width // slots.width
+    yield from _norm(spec, f"{name}.attention_norm", width)
+    yield from _linear(f"{name}.attention.qkv", width, 3 * width)
+    yield from _linear(f"{name}.attention.output", width, width)
+    yield from _norm(spec, f"{name}.feedforward_norm", width)
+    yield from _linear(f"{name}.feedforward.up", width, hidden)
+    yield from _linear(f"{name}.feedforward.down", hidden, output)
 
 
 def _norm(spec: ModelSpec, name: str, width: int) -> Iterator[Tensor]:

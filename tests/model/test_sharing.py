@@ -39,7 +39,7 @@ def unshared(shared: Decoder, make: Make, **changes: Any) -> Decoder:
     return copy
 
 
-@pytest.mark.parametrize("kind", ["swiglu", "gelu", "relu2"])
+@pytest.mark.parametrize("kind", ["swiglu", "gelu", "gelu-exact", "relu2"])
 @pytest.mark.parametrize("mode", ["all", "interior"])
 def test_a_lent_feedforward_is_a_copy_in_each_layer(
     decoder: Make, text_BT: Tensor, kind: str, mode: str
@@ -61,7 +61,7 @@ def test_a_lent_feedforward_is_a_copy_in_each_layer(
         torch.testing.assert_close(parameter.grad, summed, **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["swiglu", "gelu", "relu2"])
+@pytest.mark.parametrize("kind", ["swiglu", "gelu", "gelu-exact", "relu2"])
 def test_low_rank_updates_are_those_of_the_formula(decoder: Make, kind: str) -> None:
     """(W + V U) x for each matrix W, with U and V of this use (arXiv:2405.14159)."""
     share = {"feedforward": "interior", "lora_rank": 3}
@@ -73,12 +73,15 @@ def test_low_rank_updates_are_those_of_the_formula(decoder: Make, kind: str) -> 
     for i in (1, 2):
         update = model.blocks[i].update
         into = body.gate_up.weight if kind == "swiglu" else body.up.weight
-        into = into + update.expand.up.weight @ update.expand.down.weight
-        out = body.down.weight + update.contract.up.weight @ update.contract.down.weight
+        parts = [update.gate, update.up] if kind == "swiglu" else [update.up]
+        into = into + torch.cat([part.up.weight @ part.down.weight for part in parts])
+        out = body.down.weight + update.down.up.weight @ update.down.down.weight
         z = x @ into.T
         if kind == "swiglu":
             gate, up = z[:, :20], z[:, 20:]
             hidden = gate / (1 + (-gate).exp()) * up
+        elif kind == "gelu-exact":
+            hidden = z * (1 + torch.erf(z / 2**0.5)) / 2
         elif kind == "gelu":
             inner = (2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)
             hidden = 0.5 * z * (1 + inner.tanh())
@@ -105,7 +108,7 @@ def test_low_rank_updates_start_at_nothing() -> None:
     x = torch.randn(5, 32)
     body = model.shared_feedforward
     assert torch.equal(body(x, update), body(x))
-    assert update.expand.down.weight.abs().min() > 0, "else nothing would ever be learnt"
+    assert update.gate.down.weight.abs().min() > 0, "else nothing would ever be learnt"
 
 
 @pytest.mark.parametrize("repeat", [2, 3])

@@ -1,0 +1,124 @@
+"""How order reaches attention, and how positions beyond the first training are read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from flyweight.spec.table import Table
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Factor = Annotated[float, Field(ge=1)]
+
+
+class LinearScaling(Table):
+    """Position interpolation: RoPE's angles (arXiv:2306.15595) or ALiBi's slopes over ``factor``.
+
+    ALiBi takes ``original`` instead of a factor (arXiv:2310.13017): for a sequence longer than
+    these positions of training, the factor is its length over ``original``.
+    """
+
+    kind: Literal["linear"] = "linear"
+    factor: Factor | None = None
+    original: Positive | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> LinearScaling:
+        if (self.factor is None) == (self.original is None):
+            raise ValueError("kind = 'linear' takes one of factor and original")
+        return self
+
+
+class DynamicScaling(Table):
+    """Dynamic NTK-aware RoPE: beyond ``original`` positions theta grows with the length n.
+
+    theta' = theta (factor n / original - factor + 1)^(d / (d - 2)) for d rotating dimensions.
+    """
+
+    kind: Literal["dynamic"] = "dynamic"
+    factor: Factor
+    original: Positive
+
+
+class Llama3Scaling(Table):
+    """Llama 3.1's RoPE (arXiv:2407.21783): slow frequencies divided by ``factor``, fast ones kept.
+
+    A frequency is slow when it turns less than ``low`` times in ``original`` positions, fast when
+    more than ``high`` times; between the two it is interpolated.
+    """
+
+    kind: Literal["llama3"] = "llama3"
+    factor: Factor
+    low: PositiveFloat = 1.0
+    high: PositiveFloat = 4.0
+    original: Positive
+
+    @model_validator(mode="after")
+    def _check(self) -> Llama3Scaling:
+        if self.low >= self.high:
+            raise ValueError(f"low = {self.low} must be less than high = {self.high}")
+        return self
+
+
+class LongRope(Table):
+    """LongRoPE (arXiv:2402.13753): a divisor per frequency, one list for short sequences, one for
+    those longer than ``original`` positions.
+
+    Lists have rotary_dim / 2 numbers; a checkpoint brings them, without one they are ones. Rotated
+    dimensions of queries and keys are multiplied by ``attention``, whatever the length; left out,
+    it is sqrt(1 + ln(context / original) / ln(original)), and 1 where the context is no longer.
+    """
+
+    kind: Literal["longrope"] = "longrope"
+    original: Annotated[int, Field(gt=1)]
+    short: tuple[PositiveFloat, ...] | None = None
+    long: tuple[PositiveFloat, ...] | None = None
+    attention: PositiveFloat | None = None
+
+
+Scaling = Annotated[
+    LinearScaling | DynamicScaling | Llama3Scaling | LongRope, Field(discriminator="kind")
+]
+
+
+class Position(Table):
+    """How order reaches attention: RoPE (arXiv:2104.09864), ALiBi (arXiv:2108.12409), learned."""
+
+    kind: Literal["rope", "alibi", "learned", "none"] = "rope"
+    theta: PositiveFloat = 10_000.0
+    # The share of each head's dimensions that rotate (Phi-4-mini: 0.75).
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # "half" pairs dimension i with i + d/2 (Llama), "interleaved" pairs 2i with 2i + 1 (GPT-J).
+    layout: Literal["half", "interleaved"] = "half"
+    # How positions beyond those of the first training are read.
+    scaling: Scaling | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Position:
+        defaults = {"theta": 10_000.0, "fraction": 1.0, "layout": "half"}
+        for name, default in defaults.items() if self.kind != "rope" else ():
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} does not apply to kind = '{self.kind}'")
+        scaling = self.scaling
+        if scaling is None:
+            return self
+        fits = {"rope": ("linear", "dynamic", "llama3", "longrope"), "alibi": ("linear",)}
+        if scaling.kind not in fits.get(self.kind, ()):
+            raise ValueError(
+                f"scaling.kind = '{scaling.kind}' does not apply to kind = '{self.kind}'"
+            )
+        if self.kind == "rope" and isinstance(scaling, LinearScaling) and scaling.factor is None:
+            raise ValueError(
+                "scaling.original of kind 'linear' is ALiBi's; RoPE takes scaling.factor"
+            )
+        return self
+
+    @property
+    def original(self) -> int | None:
+        """The length beyond which positions are read differently; None where it is all the same."""
+        match self.scaling:
+            case DynamicScaling() | LongRope() | LinearScaling():
+                return self.scaling.original
+        return None
