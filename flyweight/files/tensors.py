@@ -29,7 +29,8 @@ class Kind(NamedTuple):
 class Tensors(Protocol):
     """Stored tensors by name, whose content is read when it is asked for."""
 
-    kinds: Mapping[str, Kind]
+    @property
+    def kinds(self) -> Mapping[str, Kind]: ...
 
     def __getitem__(self, name: str) -> torch.Tensor: ...
 
@@ -111,7 +112,7 @@ def stream_tensors(
             assert (kind_of(tensor)) == kinds[name], name
             if tensor.numel():
                 raw = tensor.contiguous().reshape(-1).view(torch.uint8)
-                file.write(memoryview(raw.numpy()))
+                file.write(raw.numpy().data)
 
 
 def _write_header(

@@ -22,9 +22,9 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from flyweight.spec.errors import ConfigurationError
 from flyweight.spec.table import Table, nearest
@@ -39,16 +39,20 @@ class Part(Table):
 
 
 class Layout(Table):
-    """A family's published names. ``prefix`` is what a checkpoint of the bare decoder leaves out;
-    ``ignored`` are tensors that hold nothing which the spec does not say."""
+    """Published names.
+
+    ``families``: those of the zoo that have them. ``prefix``: what a checkpoint of the bare
+    decoder leaves out. ``ignored``: tensors that hold nothing which the spec does not say.
+    """
 
     name: str
     like: str | None = None
+    families: tuple[str, ...] = ()
     prefix: str = ""
-    blocks: str = "each use"
+    blocks: Literal["once", "each use"] = "each use"
     names: dict[str, tuple[Part, ...]]
     ignored: tuple[str, ...] = ()
-    options: dict[str, dict[str, str | dict[str, Any]]] = {}
+    options: dict[str, dict[str, str | dict[str, Any]]] = Field(default_factory=dict)
 
     @field_validator("names", mode="before")
     @classmethod
@@ -84,3 +88,8 @@ def layout(name: str) -> Layout:
         names = {key: [part.values() for part in parts] for key, parts in base.names.items()}
         values = {**inherited, **values, "names": names | values.get("names", {})}
     return Layout.parse(values, where=f"layouts/{name}.toml")
+
+
+def of_family(family: str) -> Layout | None:
+    """The layout of a family of the zoo; None where nothing was published."""
+    return next((layout(name) for name in layouts() if family in layout(name).families), None)
