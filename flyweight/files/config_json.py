@@ -79,6 +79,15 @@ class _Config:
             raise ConfigurationError(f"{self.path}: {names[0]} = {value!r}: a table is wanted")
         return dict(value or {})
 
+    def words(self, name: str) -> set[str]:
+        """The different words of a list that may be absent."""
+        value = self._find((name,))
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(each, str) for each in value)
+        ):
+            raise ConfigurationError(f"{self.path}: {name} = {value!r}: a list of words is wanted")
+        return set(value or ())
+
     def only(self, name: str, *allowed: Any) -> Any:
         """A key that may be absent or have one of these values; any other is refused."""
         value = self._find((name,))
@@ -271,7 +280,7 @@ _SCALINGS: dict[str, Callable[[_Config, int, Any], dict[str, Any]]] = {
 
 def _window(config: _Config, spec: dict[str, Any], on: bool) -> dict[str, Any]:
     """The sliding window, where every layer has it."""
-    kinds = set(config._find(("layer_types",)) or ())
+    kinds = config.words("layer_types")
     if config.values.get("sliding_window") is not None and on:
         window = config.whole("sliding_window")
         if kinds - {"sliding_attention"} or (not kinds and not _all_slide(config)):
@@ -281,7 +290,7 @@ def _window(config: _Config, spec: dict[str, Any], on: bool) -> dict[str, Any]:
             )
         spec["attention"]["window"] = window
     elif kinds - {"full_attention"}:
-        raise FlyweightError(f"{config.path}: layer_types = {sorted(map(str, kinds))} is not known")
+        raise FlyweightError(f"{config.path}: layer_types = {sorted(kinds)} is not known")
     config.read.add("sliding_window")
     return spec
 

@@ -174,6 +174,8 @@ def write_import(
 ) -> None:
     """Write our own model folder to ``out``, which must not exist; whole or not at all."""
     refuse_existing(out)
+    if model.where.resolve() in out.resolve().parents:
+        raise FlyweightError(f"{out} lies in {model.where}, which import leaves as it is")
     text = load_tokenizer(tokenizer or model.where).to_json()
     kept = [n for n in KEPT if (model.where / n).is_file()]
     for each in kept:

@@ -7,7 +7,9 @@ whose claims exceed their size before anything is allocated.
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +31,12 @@ class PickleFile:
 
         if not path.is_file():
             raise FlyweightError(f"no such file: {path}")
-        _check_archive(path)
+        records = _check_archive(path)
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with warnings.catch_warnings():
+                # What torch remarks on a strange pickle ends in an error here or in nothing.
+                warnings.simplefilter("ignore")
+                found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             reason = str(error).partition("\n")[0]
             raise CorruptFileError(
@@ -51,14 +56,19 @@ class PickleFile:
                     " model's state_dict alone"
                 )
             self._tensors[name] = _plain(path, name, value)
+        storages = {t.untyped_storage().data_ptr(): t for t in self._tensors.values()}
+        sizes = Counter(t.untyped_storage().nbytes() for t in storages.values() if t.numel())
+        if sizes - records:
+            raise CorruptFileError(f"{path} claims tensors of other sizes than it holds")
         self.kinds: dict[str, Kind] = {n: kind_of(t) for n, t in self._tensors.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]
 
 
-def _check_archive(path: Path) -> None:
-    """A zip file of stored (not compressed) entries that are no larger together than the file."""
+def _check_archive(path: Path) -> Counter[int]:
+    """Sizes of the tensors' records. A zip file of stored (not compressed) entries is wanted, no
+    larger together than the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -74,6 +84,7 @@ def _check_archive(path: Path) -> None:
             f"{path} claims {claimed} bytes of content in {path.stat().st_size}; it was not"
             " written by torch.save"
         )
+    return Counter(entry.file_size for entry in entries if "/data/" in entry.filename)
 
 
 def _plain(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
