@@ -321,6 +321,17 @@ def _qwen3(config: _Config) -> dict[str, Any]:
     return _window(config, spec, on=config.flag("use_sliding_window"))
 
 
+def _glm(config: _Config) -> dict[str, Any]:
+    # What its configuration class has where config.json says nothing.
+    defaults = {"partial_rotary_factor": 0.5, "attention_bias": True, "head_dim": 128}
+    config.values = {**defaults, **config.values}
+    spec = _llama(config)
+    spec["position"]["layout"] = "interleaved"
+    if spec["attention"].get("bias"):
+        spec["attention"]["output_bias"] = False
+    return spec
+
+
 def _phi3(config: _Config) -> dict[str, Any]:
     return _window(config, _llama(config), on=True)
 
@@ -445,6 +456,7 @@ def _geb(config: _Config) -> dict[str, Any]:
 READERS: dict[str, tuple[str, Callable[[_Config], dict[str, Any]]]] = {
     "btlm": ("btlm", _btlm),
     "geblm": ("geb", _geb),
+    "glm": ("glm", _glm),
     "gpt2": ("gpt2", _gpt2),
     "jais": ("btlm", _btlm),
     "llama": ("llama", _llama),

@@ -82,8 +82,6 @@ def _in_no_class(spec: ModelSpec) -> Iterator[str]:
         yield "a bias of the logits"
     if spec.position.kind in ("alibi", "none"):
         yield f"position.kind = '{spec.position.kind}'"
-    if spec.position.layout != "half":
-        yield f"position.layout = '{spec.position.layout}'"
 
 
 def _expanded(spec: ModelSpec) -> ModelSpec:
@@ -94,12 +92,14 @@ def _expanded(spec: ModelSpec) -> ModelSpec:
     return ModelSpec.parse(values)
 
 
-def _llama_family(spec: ModelSpec) -> Iterator[str]:
-    """What keeps a spec from every class that follows Llama."""
+def _llama_family(spec: ModelSpec, layout: str = "half") -> Iterator[str]:
+    """What keeps a spec from every class that follows Llama, with this layout of RoPE."""
     if spec.norm.kind != "rms":
         yield "norm.kind = 'layer' without learned positions and gelu"
     if spec.position.kind != "rope":
         yield f"position.kind = '{spec.position.kind}' with RMS norms"
+    if spec.position.layout != layout:
+        yield f"position.layout = '{spec.position.layout}'"
     if spec.feedforward.kind != "swiglu":
         yield f"feedforward.kind = '{spec.feedforward.kind}' with RMS norms"
 
@@ -160,6 +160,16 @@ def _not_phi3(spec: ModelSpec) -> Iterator[str]:
         yield "attention.head_dim in Phi-3"
     if spec.position.scaling is not None and not isinstance(spec.position.scaling, LongRope):
         yield f"position.scaling.kind = '{spec.position.scaling.kind}' in Phi-3"
+
+
+def _not_glm(spec: ModelSpec) -> Iterator[str]:
+    yield from _llama_family(spec, "interleaved")
+    if _biases(spec)[1] or spec.feedforward.bias:
+        yield "biases of outputs in GLM"
+    if spec.attention.window is not None or spec.attention.qk_norm:
+        yield "attention.window or qk_norm in GLM"
+    if spec.position.scaling is not None:
+        yield f"position.scaling.kind = '{spec.position.scaling.kind}' in GLM"
 
 
 def _not_gpt2(spec: ModelSpec) -> Iterator[str]:
@@ -236,7 +246,7 @@ def _rope(spec: ModelSpec) -> dict[str, Any]:
         values["rope_scaling"] = older | {"type": "longrope"}
     elif position.scaling is not None:
         values["rope_scaling"] = dict(rope)
-    if position.fraction != 1.0:
+    if position.fraction != 1.0 or position.layout == "interleaved":
         values["partial_rotary_factor"] = position.fraction
         rope["partial_rotary_factor"] = position.fraction
     return values | {"rope_parameters": rope | {"rope_theta": position.theta}}
@@ -245,6 +255,10 @@ def _rope(spec: ModelSpec) -> dict[str, Any]:
 def _biased_llama(spec: ModelSpec) -> dict[str, Any]:
     biases = {"attention_bias": spec.attention.bias, "mlp_bias": spec.feedforward.bias}
     return _llama_config(spec) | biases
+
+
+def _glm_config(spec: ModelSpec) -> dict[str, Any]:
+    return _llama_config(spec) | {"attention_bias": spec.attention.bias}
 
 
 def _windowed(spec: ModelSpec) -> dict[str, Any]:
@@ -289,6 +303,7 @@ _CLASSES: dict[
     "qwen2": (_not_qwen2, _qwen, "llama"),
     "qwen3": (_not_qwen3, _qwen3_config, "llama"),
     "phi3": (_not_phi3, _windowed, "phi3"),
+    "glm": (_not_glm, _glm_config, "glm"),
     "gpt2": (_not_gpt2, _gpt2_config, "gpt2"),
 }
 _ARCHITECTURES = {
@@ -297,5 +312,6 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
+    "glm": "GlmForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }

@@ -26,6 +26,15 @@ LLAMA: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+GPT2: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "n_embd": WIDTH,
+    "n_layer": 3,
+    "n_head": 6,
+    "n_positions": CONTEXT,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 _FACTORS = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.0, 2.5, 7.0]}
 # Every class and setting that import and export know: class, configuration class, settings.
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -62,6 +71,32 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         LLAMA | {"sliding_window": 9, "head_dim": 10, "attn_implementation": "eager"},
     ),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", LLAMA | {"tie_word_embeddings": True}),
+    "qwen2-window": (
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        LLAMA | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0},
+    ),
+    "glm": ("GlmForCausalLM", "GlmConfig", LLAMA | {"head_dim": 8}),
+    "glm-unbiased": (
+        "GlmForCausalLM",
+        "GlmConfig",
+        LLAMA
+        | {
+            "attention_bias": False,
+            "head_dim": 12,
+            "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0},
+        },
+    ),
+    "dynamic-rope": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        LLAMA | {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    ),
+    "gpt2-exact": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        GPT2 | {"activation_function": "gelu", "n_inner": 40, "tie_word_embeddings": False},
+    ),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", LLAMA | {"head_dim": 12}),
     "phi3": ("Phi3ForCausalLM", "Phi3Config", LLAMA),
     "phi3-longrope": (
@@ -78,15 +113,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2LMHeadModel",
         "GPT2Config",
-        {
-            "vocab_size": VOCAB,
-            "n_embd": WIDTH,
-            "n_layer": 3,
-            "n_head": 6,
-            "n_positions": CONTEXT,
-            "bos_token_id": None,
-            "eos_token_id": None,
-        },
+        GPT2,
     ),
 }
 

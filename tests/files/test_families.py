@@ -316,6 +316,17 @@ def test_geb_as_it_is_told(
     flags = [flag for name, each in options.items() for flag in ("--option", f"{name}={each}")]
     command("import", theirs, tmp_path / "ours", *flags).ok()
     is_the_model(tmp_path / "ours", model)
+    # transformers computes it, as a class that depends on the rotation.
+    transformers = pytest.importorskip("transformers")
+    done = command("export", tmp_path / "ours", tmp_path / "out").ok()
+    name = {"full-split": "Llama", "half-split": "Phi3"}.get(choice[2], "Glm")
+    assert done.out == f"{tmp_path / 'out'}: {name}ForCausalLM\n"
+    out = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        expected, found = model(TOKENS), out(input_ids=TOKENS).logits
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    command("import", tmp_path / "out", tmp_path / "back").ok()
+    is_the_model(tmp_path / "back", model)
 
 
 @pytest.mark.parametrize("choice", GEB_CHOICES[:2])
@@ -441,7 +452,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no gains": ({"norm": {"kind": "rms", "gain": False}}, "norm.gain = false"),
     "low rank": ({"share": {"feedforward": "interior", "lora_rank": 2}}, "share.lora_rank"),
     "squared relu": ({"feedforward": {"kind": "relu2", "hidden": 24}}, "'relu2'"),
-    "interleaved": ({"position": {"kind": "rope", "layout": "interleaved"}}, "position.layout"),
+    "interleaved": (
+        {
+            "position": {"kind": "rope", "layout": "interleaved"},
+            "attention": {"heads": 6, "window": 4},
+        },
+        "position.layout = 'interleaved'",
+    ),
     "parallel": ({"branches": "parallel"}, "branches = 'parallel'"),
     "gainless q and k": ({"attention": {"heads": 6, "qk_norm": True}}, "attention.qk_norm"),
     "biased phi": (

@@ -119,6 +119,32 @@ def test_shards_pickles_and_half_precision_keep_every_bit(
     same_logits(flyweight.load(tmp_path / "ours"), oracle)
 
 
+def test_half_precision_goes_back_to_the_bit(
+    made: Callable[..., Any], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    theirs, model = made("phi3-longrope", torch.bfloat16)
+    command("import", theirs, tmp_path / "ours").ok()
+    command("export", tmp_path / "ours", tmp_path / "back").ok()
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype="auto")
+    assert again.dtype == torch.bfloat16
+    state = model.state_dict()
+    assert all(same_bits(tensor, state[name]) for name, tensor in again.state_dict().items())
+
+
+def test_a_window_in_some_layers_alone_is_refused(
+    made: Callable[..., Any], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    theirs, _ = made("qwen2-window")
+    config = json.loads((theirs / "config.json").read_text())
+    config["layer_types"][0] = "full_attention"
+    (theirs / "config.json").write_text(json.dumps(config))
+    command("import", theirs, tmp_path / "ours").failed("layer_types", "all or none")
+    del config["layer_types"]
+    config["max_window_layers"] = 1
+    (theirs / "config.json").write_text(json.dumps(config))
+    command("import", theirs, tmp_path / "ours").failed("layer_types", "all or none")
+
+
 def test_the_older_spelling_of_rope(
     made: Callable[..., Any], command: Callable[..., Any], tmp_path: Path
 ) -> None:
