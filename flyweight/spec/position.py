@@ -100,7 +100,10 @@ class Position(Table):
         defaults = {"theta": 10_000.0, "fraction": 1.0, "layout": "half"}
         for name, default in defaults.items() if self.kind != "rope" else ():
             if getattr(self, name) != default:
-                raise ValueError(f"{name} does not apply to kind = '{self.kind}'")
+                raise ValueError(
+                    f"{name} does not apply to kind = '{self.kind}'; leave it out, or set it back"
+                    f" to {default!r}"
+                )
         scaling = self.scaling
         if scaling is None:
             return self

@@ -91,10 +91,14 @@ def next_token_loss(
     hidden = model.hidden(tokens_BT, documents_BT, dtype=dtype)
     if model.slots is not None:
         return model.slots.loss(hidden.flatten(0, 1), targets_BT.flatten())
-    head = model.embedding.weight if model.head is None else model.head.weight
-    return LinearCrossEntropy.apply(
-        hidden.flatten(0, 1), head, targets_BT.flatten(), model.spec.scale.logits
-    )
+    head: Tensor | None = model.embedding.weight if model.head is None else model.head.weight
+    assert head is not None
+    hidden_XD = hidden.flatten(0, 1)
+    if model.head is not None and model.head.bias is not None:
+        # h Wᵀ + b is (h, 1) (W, b)ᵀ.
+        head = torch.cat((head, model.head.bias[:, None]), dim=1)
+        hidden_XD = torch.cat((hidden_XD, hidden_XD.new_ones(len(hidden_XD), 1)), dim=1)
+    return LinearCrossEntropy.apply(hidden_XD, head, targets_BT.flatten(), model.spec.scale.logits)
 
 
 def reconstruction_loss(model: Decoder, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor | None:

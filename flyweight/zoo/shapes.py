@@ -80,6 +80,14 @@ def bytes_per_format(spec: ModelSpec) -> dict[str, int]:
     return {name: round(size) for name, size in sizes.items()}
 
 
+def cache_bytes_per_token(spec: ModelSpec) -> int:
+    """Bytes of keys and values that a token leaves in 16 bits, one slot per use of a block.
+
+    Models that pool bytes leave as much for each patch.
+    """
+    return spec.uses * 2 * spec.kv_heads * spec.head_dim * 2
+
+
 def tensors(spec: ModelSpec) -> Iterator[Tensor]:
     """Every tensor of the decoder that ``spec`` describes, shared ones once.
 

@@ -210,11 +210,12 @@ def test_models_as_json_holds_what_it_promises() -> None:
         assert entry["bytes"].keys() == {"f32", "bf16", "q8_0", "q4_0"}
         sizes = list(entry["bytes"].values())
         assert sizes == sorted(sizes, reverse=True)
+        assert entry["cache_bytes_per_token"] > 0
     assert "mobillama-0.5b" in {entry["name"] for entry in entries}
 
 
 def test_a_models_spec_is_printed_as_toml_that_describes_it(tmp_path: Path) -> None:
-    done = flyweight_command("models", "mobillama-0.5b")
+    done = flyweight_command("models", "mobillama-0.5b", "--toml")
     assert done.stdout.startswith("# 534,865,920 parameters, 403,793,920 without embeddings\n")
     (tmp_path / "model.toml").write_text(done.stdout)
     spec = ModelSpec.parse(read(tmp_path / "model.toml")["model"])

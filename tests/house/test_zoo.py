@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from flyweight.spec.errors import ConfigurationError
 from flyweight.spec.model import ModelSpec
-from flyweight.zoo import catalog, shapes
+from flyweight.spec.toml import dumps
+from flyweight.zoo import catalog, drawing, shapes
 
 # Millions of parameters, and without embeddings and head: published where the papers and model
 # cards say, else recomputed by hand from the published configurations.
@@ -88,6 +90,21 @@ def test_shapes_are_those_of_the_decoder(name: str) -> None:
     listed = list(shapes.tensors(spec))
     assert {t.name: t.shape for t in listed} == decoder_shapes(spec)
     assert len({t.name for t in listed}) == len(listed)
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_a_spec_survives_as_toml(name: str) -> None:
+    values = catalog.get(name).spec.values()
+    assert ModelSpec.parse(tomllib.loads(dumps({"model": values}))["model"]) == ModelSpec.parse(
+        values
+    )
+
+
+def test_factor_lists_survive_as_toml() -> None:
+    values = catalog.get("phi-4-mini").spec.values()
+    values["position"]["scaling"] |= {"short": [1.0] * 48, "long": [1.0 + i / 7 for i in range(48)]}
+    spec = ModelSpec.parse(values)
+    assert ModelSpec.parse(tomllib.loads(dumps({"model": spec.values()}))["model"]) == spec
 
 
 def test_a_shared_body_counts_once_and_a_repeated_one_too() -> None:
@@ -179,6 +196,15 @@ def test_shapes_of_any_spec_are_those_of_the_decoder(spec: ModelSpec) -> None:
     assert {t.name: t.shape for t in shapes.tensors(spec)} == decoder_shapes(spec)
     counts = shapes.parameters(spec)
     assert 0 < counts.embeddings < counts.unique <= counts.total
+
+
+@settings(max_examples=60, deadline=None)
+@given(specs())
+def test_any_spec_can_be_drawn(spec: ModelSpec) -> None:
+    """``draw`` itself refuses to leave a tensor out; here it meets every combination."""
+    text = drawing.draw("a model", "a paper", spec)
+    assert max(map(len, text.splitlines())) <= drawing.WIDTH
+    assert f"{shapes.parameters(spec).unique:,}" in text
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

@@ -33,6 +33,12 @@ KINDS: dict[str, dict[str, Any]] = {
             **{"front_depth": 1, "decoder_depth": 1},
         }
     },
+    "slots as published": {
+        "input": {
+            **{"kind": "slots", "slots": 3, "width": 8, "hidden": 16, "heads": 2},
+            **{"front_depth": 2, "front_widths": [16, 32], "decoder_depth": 1},
+        }
+    },
     "alibi": {"position": {"kind": "alibi"}},
     "learned": {"position": {"kind": "learned"}},
     "no position": {"position": {"kind": "none"}},
@@ -44,6 +50,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "window, patches": {
         "attention": {"heads": 4, "window": 3, "qk_norm": True},
         "input": {**PATCHES, "patch": "word"},
+    },
+    "parallel": {
+        "branches": "parallel",
+        "logit_bias": True,
+        "position": {"fraction": 0.5, "layout": "interleaved"},
+    },
+    "gains on queries and keys": {
+        "attention": {"heads": 4, "kv_heads": 2, "qk_norm": True, "qk_gain": True},
     },
     "shared": {"depth": 3, "share": {"feedforward": "interior", "lora_rank": 3}},
     "repeated": {"share": {"block": "adjacent", "repeat": 2}, "scale": {"residual": 0.5}},

@@ -28,7 +28,7 @@ def loss(model: Decoder, text_BT: Tensor) -> Tensor:
 
 def unshared(shared: Decoder, make: Make, **changes: Any) -> Decoder:
     """The model without sharing whose every layer has a copy of what the shared one lends it."""
-    copy = make(depth=3, **changes)
+    copy = make(depth=shared.spec.depth, **changes)
     state = {}
     for name in copy.state_dict():
         layer, _, rest = name.partition(".feedforward.")
@@ -40,25 +40,63 @@ def unshared(shared: Decoder, make: Make, **changes: Any) -> Decoder:
 
 
 @pytest.mark.parametrize("kind", ["swiglu", "gelu", "gelu-exact", "relu2"])
-@pytest.mark.parametrize("mode", ["all", "interior"])
+@pytest.mark.parametrize(
+    ("share", "uses"),
+    [
+        ({"feedforward": "all"}, range(6)),
+        ({"feedforward": "interior"}, range(1, 5)),
+        ({"feedforward": "interior", "ends": 2}, range(2, 4)),
+    ],
+    ids=["all", "interior", "two ends"],
+)
 def test_a_lent_feedforward_is_a_copy_in_each_layer(
-    decoder: Make, text_BT: Tensor, kind: str, mode: str
+    decoder: Make, text_BT: Tensor, kind: str, share: dict[str, Any], uses: range
 ) -> None:
     feedforward = {"kind": kind, "hidden": 20, "bias": True}
-    shared = decoder(depth=3, share={"feedforward": mode}, feedforward=feedforward)
+    shared = decoder(depth=6, share=share, feedforward=feedforward)
     copies = unshared(shared, decoder, feedforward=feedforward)
     torch.testing.assert_close(shared(text_BT), copies(text_BT), **CLOSE)
     # The gradient of the one body is the sum over its uses.
     loss(shared, text_BT).backward()
     loss(copies, text_BT).backward()
     grads = {name: p.grad for name, p in copies.named_parameters()}
-    uses = range(3) if mode == "all" else [1]
     for name, parameter in shared.named_parameters():
         _, lent, rest = name.partition("shared_feedforward.")
         summed = sum(grads[f"blocks.{i}.feedforward.{rest}"] for i in uses) if lent else grads[name]
         assert parameter.grad is not None
         assert parameter.grad.abs().max() > 0
         torch.testing.assert_close(parameter.grad, summed, **CLOSE)
+
+
+def test_a_body_with_updates_takes_the_gradients_of_all_its_uses(
+    decoder: Make, text_BT: Tensor
+) -> None:
+    """W + V U in each layer as one matrix: their gradients sum to W's, and give V's and U's."""
+    share = {"feedforward": "interior", "lora_rank": 3}
+    shared, copies = decoder(depth=5, share=share), decoder(depth=5)
+    state = copies.state_dict()
+    with torch.no_grad():
+        for name, tensor in shared.state_dict().items():
+            if name in state:
+                state[name].copy_(tensor)
+        for i in (1, 2, 3):
+            update, body = shared.blocks[i].update, shared.shared_feedforward
+            low = [p.up.weight @ p.down.weight for p in (update.gate, update.up, update.down)]
+            gate_up = body.gate_up.weight + torch.cat(low[:2])
+            state[f"blocks.{i}.feedforward.gate_up.weight"].copy_(gate_up)
+            state[f"blocks.{i}.feedforward.down.weight"].copy_(body.down.weight + low[2])
+    torch.testing.assert_close(shared(text_BT), copies(text_BT), **CLOSE)
+    loss(shared, text_BT).backward()
+    loss(copies, text_BT).backward()
+    for matrix in ("gate_up", "down"):
+        grads = [getattr(copies.blocks[i].feedforward, matrix).weight.grad for i in (1, 2, 3)]
+        body_grad = getattr(shared.shared_feedforward, matrix).weight.grad
+        torch.testing.assert_close(body_grad, sum(grads), **CLOSE)
+        if matrix == "down":
+            for i, grad in zip((1, 2, 3), grads, strict=True):
+                low = shared.blocks[i].update.down
+                torch.testing.assert_close(low.up.weight.grad, grad @ low.down.weight.T, **CLOSE)
+                torch.testing.assert_close(low.down.weight.grad, low.up.weight.T @ grad, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["swiglu", "gelu", "gelu-exact", "relu2"])

@@ -201,6 +201,58 @@ def test_a_refusal_names_the_key_as_it_was_written(
         ({"attention": {"heads": 2, "head_dim": 3}}, "3 of them is odd"),
         ({"position": {"fraction": 0.2}}, "1 of them is odd"),
         ({"position": {"fraction": 0.0}}, "greater than 0"),
+        ({"position": {"kind": "alibi", "theta": 5e5}}, "theta does not apply to kind = 'alibi'"),
+        (
+            {"position": {"kind": "learned", "scaling": {"kind": "linear", "factor": 2}}},
+            "scaling.kind = 'linear' does not apply to kind = 'learned'",
+        ),
+        (
+            {"position": {"kind": "alibi", "scaling": {"kind": "longrope", "original": 8}}},
+            "scaling.kind = 'longrope' does not apply to kind = 'alibi'",
+        ),
+        ({"position": {"scaling": {"kind": "linear"}}}, "takes one of factor and original"),
+        (
+            {"position": {"scaling": {"kind": "linear", "original": 8}}},
+            "scaling.original of kind 'linear' is ALiBi's",
+        ),
+        (
+            {"position": {"scaling": {"kind": "longrope", "original": 8, "long": [1.0, 2.0]}}},
+            "position.scaling.long has 2 factors; half of the 8 rotating dimensions are wanted",
+        ),
+        (
+            {"position": {"scaling": {"kind": "dynamic", "factor": 0.5, "original": 8}}},
+            "`model.position.scaling.factor`: Input should be greater than or equal to 1",
+        ),
+        (
+            {"position": {"scaling": {"kind": "llama3", "factor": 2, "original": 8, "low": 5}}},
+            "low = 5.0 must be less than high = 4.0",
+        ),
+        (
+            {
+                "input": {"kind": "patches"},
+                "position": {"scaling": {"kind": "longrope", "original": 8}},
+            },
+            "position.scaling.original counts tokens",
+        ),
+        ({"attention": {"heads": 4, "qk_gain": True}}, "qk_gain belongs to qk_norm = true"),
+        ({"logit_bias": True, "tie_embeddings": True}, "logit_bias needs a head of its own"),
+        ({"share": {"ends": 2}}, "ends belongs to feedforward = 'interior'"),
+        (
+            {"depth": 4, "share": {"feedforward": "interior", "ends": 2}},
+            "needs a depth of 5 or more",
+        ),
+        (
+            {"input": {"kind": "slots", "front_widths": [32]}},
+            "front_depth = 4, but front_widths has 1 entries",
+        ),
+        (
+            {"input": {"kind": "slots", "front_widths": [64], "front_depth": 1}},
+            "input.front_widths ends with 64, which must be width = 32",
+        ),
+        (
+            {"input": {"kind": "slots", "front_widths": [36, 32], "front_depth": 2}},
+            "a width of 36 is no multiple of heads = 8",
+        ),
         ({"share": {"lora_rank": 4}}, "lora_rank belongs to feedforward = 'interior'"),
         ({"share": {"repeat": 2}}, "block = 'adjacent' goes with repeat"),
         ({"share": {"block": "adjacent"}}, "block = 'adjacent' goes with repeat"),

@@ -9,7 +9,10 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from flyweight.train.objective import LinearCrossEntropy  # noqa: E402
+from flyweight.model.decoder import Decoder  # noqa: E402
+from flyweight.model.init import init_weights  # noqa: E402
+from flyweight.spec.model import ModelSpec  # noqa: E402
+from flyweight.train.objective import LinearCrossEntropy, next_token_loss  # noqa: E402
 
 
 def inputs(rows: int, width: int, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,3 +91,32 @@ def test_without_gradients_the_value_is_the_same() -> None:
     with torch.no_grad():
         plain = LinearCrossEntropy.apply(h, weight, targets, 1.0)
     assert torch.equal(plain, fused(h, weight, targets, 1.0)[0])
+
+
+def test_a_bias_on_the_head_is_trained() -> None:
+    """The fused loss of a model whose logits have a bias, and its gradients, are the plain ones."""
+    spec = ModelSpec.parse(
+        {
+            "vocab_size": 258,
+            "width": 16,
+            "depth": 1,
+            "context": 32,
+            "attention": {"heads": 2},
+            "feedforward": {"hidden": 24},
+            "scale": {"logits": 0.5},
+            "logit_bias": True,
+        }
+    )
+    model = Decoder(spec)
+    init_weights(model, 0)
+    assert model.head is not None and model.head.bias is not None
+    with torch.no_grad():
+        model.head.bias.copy_(torch.linspace(-2, 2, 258))
+    tokens, targets = torch.randint(0, 258, (2, 3, 20)).unbind(0)
+    plain = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum")
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(plain, parameters)
+    loss = next_token_loss(model, tokens, targets, None, torch.float32)
+    torch.testing.assert_close(loss, plain)
+    for found, wanted in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
