@@ -5,7 +5,8 @@ Nothing is held in memory but the tensor in hand; the files themselves stay mapp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,9 +19,6 @@ from flyweight.zoo.layout import Layout
 
 if TYPE_CHECKING:
     import torch
-
-# How many names of one kind an error message spells out.
-_SHOWN = 20
 
 
 class Findings(NamedTuple):
@@ -39,10 +37,29 @@ class Findings(NamedTuple):
         lines = []
         for kind in ("missing", "unexpected", "misshapen"):
             found = getattr(self, kind)
-            lines += [f"{kind} ({len(found)}): {', '.join(found[:_SHOWN])}"] if found else []
-            if len(found) > _SHOWN:
-                lines[-1] += ", ..."
+            lines += [f"{kind} ({len(found)}): {', '.join(_grouped(found))}"] if found else []
         return "\n".join(lines)
+
+
+def _grouped(found: Iterable[str]) -> list[str]:
+    """Every name, those that differ in the layer's number alone as one: layers.{0-3,5}.norm."""
+    groups: dict[str, list[str]] = {}
+    for name in found:
+        layer = re.search(r"(?<=\.)\d+(?=\.)", name)
+        pattern = name if layer is None else f"{name[: layer.start()]}{{i}}{name[layer.end() :]}"
+        groups.setdefault(pattern, []).append("" if layer is None else layer[0])
+    return [p.replace("{i}", _ranges(n) if len(n) > 1 else n[0]) for p, n in groups.items()]
+
+
+def _ranges(numbers: list[str]) -> str:
+    ordered = sorted({int(number) for number in numbers})
+    runs: list[list[int]] = []
+    for number in ordered:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return "{" + ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs) + "}"
 
 
 class Published:

@@ -78,6 +78,11 @@ def test_every_tensor_that_does_not_fit_is_named(exported: Path, command: Comman
         "misshapen (1): model.layers.0.input_layernorm.weight is [31], not [32]",
     )
     assert not Path("ours").exists()
+    # A whole kind of tensor is one item of the list.
+    whole = {n: t for n, t in tensors.items() if ".self_attn." not in n}
+    save_file(whole, exported / "model.safetensors")
+    done = command("import", "hf", "ours")
+    done.failed("missing (9): model.layers.{0-1}.self_attn.q_proj.weight, ")
 
 
 def test_kinds_that_are_no_weights_are_named(exported: Path, command: Command) -> None:
