@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from flyweight.files.model_folder import TOKENIZER, WEIGHTS, is_model_folder, read_spec
+from flyweight.files.huggingface import as_ours, is_huggingface_folder, open_source
+from flyweight.files.model_folder import TOKENIZER, WEIGHTS, is_model_folder, read_family, read_spec
 from flyweight.files.run import RunFolder, read_checkpoint_state
+from flyweight.files.tensors import TensorFile, Tensors
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.table import nearest
@@ -19,25 +21,53 @@ if TYPE_CHECKING:
 
 
 def load(model: str | os.PathLike[str], threads: int | None = None) -> TorchModel:
-    """The model at ``model``: a run folder, RUN@STEP, a checkpoint's folder, or a model folder.
+    """The model at ``model``: a run folder, RUN@STEP, a checkpoint's, a model or a Hugging Face
+    folder.
 
     Raises FlyweightError where there is none, CorruptFileError where it is damaged.
     """
     name = os.fspath(model)
-    spec, weights, tokenizer = _locate(name)
+    found = stored(name)
     import torch
 
     from flyweight.model.decoder import Decoder
     from flyweight.model.runtime import TorchModel
-    from flyweight.model.weights import load_weights
+    from flyweight.model.weights import fill_weights
 
     if threads is not None:
         if threads < 1:
             raise FlyweightError(f"threads = {threads}: 1 or more is wanted")
         torch.set_num_threads(threads)
-    decoder = Decoder(spec)
-    load_weights(decoder, weights)
-    return TorchModel(name, decoder, load_tokenizer(tokenizer))
+    decoder = Decoder(found.spec)
+    fill_weights(decoder, found.weights, found.path)
+    return TorchModel(name, decoder, load_tokenizer(found.tokenizer))
+
+
+class Stored(NamedTuple):
+    """A model as it lies on the disk: ``weights`` in our names, none of them read yet.
+
+    ``family`` is where it was imported from, if it was.
+    """
+
+    name: str
+    family: str
+    spec: ModelSpec
+    path: Path
+    weights: Tensors
+    tokenizer: Path
+
+
+def stored(name: str) -> Stored:
+    """What ``name`` stands for. Raises FlyweightError where there is no model."""
+    path = Path(name).expanduser()
+    called = path.resolve().name
+    if is_huggingface_folder(path) and not (path / "run.toml").is_file():
+        source = open_source(path)
+        model = as_ours(source)
+        return Stored(called, source.family, model.spec, path, model, path)
+    spec, weights, tokenizer = _locate(name)
+    family = read_family(path) if is_model_folder(path) else ""
+    return Stored(called, family, spec, weights, TensorFile(weights), tokenizer)
 
 
 def _locate(name: str) -> tuple[ModelSpec, Path, Path]:
@@ -60,7 +90,7 @@ def _locate(name: str) -> tuple[ModelSpec, Path, Path]:
             return _from_run(RunFolder.open(path.parent.parent), int(path.name))
         raise FlyweightError(
             f"{path} is no model: neither a run folder, nor a checkpoint's, nor a model folder"
-            " (model.toml and model.safetensors)"
+            " (model.toml and model.safetensors), nor a Hugging Face folder (config.json)"
         )
     if path.exists():
         raise FlyweightError(f"{path} is a file; a run folder or a model folder is wanted")

@@ -42,6 +42,12 @@ COMMANDS = {
     "train": Command("flyweight.cli.train", "train", "Train a model from a configuration."),
     "resume": Command("flyweight.cli.train", "resume", "Go on with a run that was stopped."),
     "generate": Command("flyweight.cli.generate", "generate", "Continue a prompt with a model."),
+    "import": Command(
+        "flyweight.cli.import_", "import_", "A Hugging Face folder to a model folder."
+    ),
+    "export": Command(
+        "flyweight.cli.export", "export", "A model to a folder that transformers loads."
+    ),
     "eval": Command("flyweight.cli.eval", "evaluate", "Measure a model."),
     "report": Command("flyweight.cli.report", "report", "Write a run's page, report.html."),
 }

@@ -26,6 +26,11 @@ def read_spec(folder: Path) -> ModelSpec:
     return ModelSpec.parse(values["model"], "model")
 
 
+def read_family(folder: Path) -> str:
+    """The family that an imported model came from; "" where the folder says none."""
+    return str(toml.read(folder / SPEC).get("family", ""))
+
+
 def write_model_folder(
     folder: Path, name: str, spec: ModelSpec, weights: Path, tokenizer: str
 ) -> None:

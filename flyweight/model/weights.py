@@ -1,4 +1,4 @@
-"""Filling a decoder from our own safetensors."""
+"""Filling a decoder from stored tensors in our names."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ from pathlib import Path
 
 import torch
 
-from flyweight.files.tensors import read_tensors
+from flyweight.files.tensors import TensorFile, Tensors
 from flyweight.model.decoder import Decoder
 from flyweight.spec.errors import CorruptFileError
 
 
 def load_weights(model: Decoder, path: Path) -> None:
     """Fill a model from our own safetensors; every tensor must be there in its shape."""
-    tensors = read_tensors(path)
+    fill_weights(model, TensorFile(path), path)
+
+
+def fill_weights(model: Decoder, tensors: Tensors, where: Path) -> None:
+    """Copy ``tensors`` into the model, one at a time; names and shapes must be the model's."""
     wanted = model.state_dict()
-    wrong = sorted(wanted.keys() ^ tensors.keys())
-    wrong += [n for n in wanted if n in tensors and wanted[n].shape != tensors[n].shape]
+    kinds = tensors.kinds
+    wrong = sorted(wanted.keys() ^ kinds.keys())
+    wrong += [n for n in wanted if n in kinds and wanted[n].shape != kinds[n].shape]
     if wrong:
-        raise CorruptFileError(f"{path} does not fit its spec: {', '.join(wrong[:5])}")
+        raise CorruptFileError(f"{where} does not fit its spec: {', '.join(wrong[:5])}")
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])
