@@ -17,6 +17,8 @@ from flyweight.spec.errors import CorruptFileError, FlyweightError
 
 PAD = "<pad>"
 EOT = "<eot>"
+# The key within a tokenizer.json's `model` for what the format has no word for.
+MARK = "flyweight"
 
 
 class Tokenizer(Protocol):
@@ -148,11 +150,13 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         # A tokenizer that marks word starts may drop the space before the first word.
         self._strip = getattr(tokenizer, "strips_first_space", False)
+        # And it may write a sign where a text held what no piece can say.
+        self._shown = getattr(tokenizer, "shown_bytes", tokenizer.token_bytes)
 
     def push(self, ids: int | Iterable[int]) -> str:
         """The text that ``ids`` complete; "" while a character is still unfinished."""
         ids = [ids] if isinstance(ids, (int, np.integer)) else ids
-        data = b"".join(self._tokenizer.token_bytes(int(id)) for id in ids)
+        data = b"".join(self._shown(int(id)) for id in ids)
         if data and self._strip:
             self._strip = False
             data = data.removeprefix(b" ")
