@@ -20,8 +20,16 @@ from flyweight.text.pieces import (
     USER_DEFINED,
     Pieces,
 )
-from flyweight.text.tokenizer import digest, require_id, token_dtype, utf8, with_bos, write
-from flyweight.text.unigram import Unigram, float32
+from flyweight.text.tokenizer import (
+    StreamDecoder,
+    digest,
+    require_id,
+    token_dtype,
+    utf8,
+    with_bos,
+    write,
+)
+from flyweight.text.unigram import Unigram, unknown_score, user_defined_score
 
 
 class PieceTokenizer:
@@ -60,7 +68,9 @@ class PieceTokenizer:
             self._unigram = self._make_unigram()
         else:
             self._merges = self._make_merges()
+        self._unknown_text = pieces.unknown_text.encode()
         bytes_of = pieces.bytes_of()
+        self._as_they_are = frozenset({pieces.unk_id, *bytes_of})
         self._bytes = [
             bytes([bytes_of[id]])
             if id in bytes_of
@@ -74,13 +84,12 @@ class PieceTokenizer:
 
     def _make_unigram(self) -> Unigram:
         p = self._pieces
-        normal = [p.scores[id] for id in p.of_type(NORMAL).values()]
-        scores = {piece: (id, p.scores[id]) for piece, id in p.of_type(NORMAL).items()}
-        # SentencePiece's bonus, in its own precision, by which they win.
-        most = max(normal, default=0.0)
+        normal = p.of_type(NORMAL)
+        scores = {piece: (id, p.scores[id]) for piece, id in normal.items()}
         for piece, id in p.of_type(USER_DEFINED).items():
-            scores[piece] = id, float32(len(piece.encode()) * most) - 0.1
-        return Unigram(scores, Unigram.score_of_unknown(normal), self._unknown, _words(scores))
+            scores[piece] = id, user_defined_score(piece)
+        least = unknown_score([p.scores[id] for id in normal.values()])
+        return Unigram(scores, least, self._unknown, _words(scores))
 
     def _make_merges(self) -> ScoredMerges:
         p = self._pieces
@@ -130,14 +139,16 @@ class PieceTokenizer:
         return [np.asarray(self._encode(text), dtype=dtype) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        data = b"".join(self.shown_bytes(int(id)) for id in ids)
-        return self._stripped(data).decode("utf-8", "replace")
+        decoder = StreamDecoder(self)
+        return decoder.push(ids) + decoder.flush()
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        return self._stripped(b"".join(self.token_bytes(int(id)) for id in ids))
-
-    def _stripped(self, data: bytes) -> bytes:
-        return data.removeprefix(b" ") if self.strips_first_space else data
+        data = bytearray()
+        front = True
+        for id in map(int, ids):
+            piece, front = self.first_bytes(id) if front else (self.token_bytes(id), False)
+            data += b"" if id == self._pieces.unk_id else piece
+        return bytes(data)
 
     def token_bytes(self, id: int) -> bytes:
         require_id(id, self.vocab_size)
@@ -145,9 +156,19 @@ class PieceTokenizer:
 
     def shown_bytes(self, id: int) -> bytes:
         """As token_bytes, but what `decode` writes where a text held what no piece can say."""
-        if id == self._pieces.unk_id:
-            return self._pieces.unknown_text.encode()
-        return self.token_bytes(id)
+        return self._unknown_text if id == self._pieces.unk_id else self.token_bytes(id)
+
+    def first_bytes(self, id: int) -> tuple[bytes, bool]:
+        """As shown_bytes where nothing has been shown yet, and whether that is still so.
+
+        The space that encoding put in front is not shown; nor, where encoding removes those
+        that are too many, is a second one.
+        """
+        piece = self.shown_bytes(id)
+        if self.strips_first_space and id not in self._as_they_are and piece[:1] == b" ":
+            piece = piece[1:]
+            return piece, not piece and self._pieces.remove_extra_whitespaces
+        return piece, not piece
 
     def to_json(self) -> str:
         return self._json
