@@ -1,58 +1,103 @@
-"""A tokenizer from wherever one may lie: a tokenizer.json, a model's folder, a run's folder."""
+"""A tokenizer from wherever one may lie: its file in any of their formats, a model's, a run's."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flyweight.spec.errors import CorruptFileError, FlyweightError
+from flyweight.text.byte_level import read_vocabulary_and_merges
 from flyweight.text.bytes import ByteTokenizer, is_byte_tokenizer
+from flyweight.text.gguf_vocabulary import read_gguf
+from flyweight.text.piece_tokenizer import PieceTokenizer
+from flyweight.text.pieces import CONTROL, USER_DEFINED, Pieces, holds_pieces, read_document
+from flyweight.text.sentencepiece import read_model
 from flyweight.text.subword import SubwordTokenizer
 from flyweight.text.tokenizer import Tokenizer, read_json
 
-_PLACES = ("tokenizer.json", "model/tokenizer.json")
+# What is looked for in a folder, in this order: where two are named, both are wanted.
+_PLACES = (
+    ("tokenizer.json",),
+    ("model/tokenizer.json",),
+    ("tokenizer.model",),
+    ("spiece.model",),
+    ("encoder.json", "vocab.bpe"),
+    ("vocab.json", "merges.txt"),
+)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer at ``path``: a tokenizer.json, or a folder that holds one.
+    """The tokenizer at ``path``: a tokenizer.json, a SentencePiece .model, a .gguf, or a folder.
 
-    Looked for in a folder: tokenizer.json (a model, a dataset, a Hugging Face folder) and
-    model/tokenizer.json (a run). A tokenizer_config.json beside it decides on the beginning-of-
-    text token. Raises FlyweightError where there is none or it cannot be read.
+    Looked for in a folder: tokenizer.json (a model, a dataset, a Hugging Face folder),
+    model/tokenizer.json (a run), tokenizer.model or spiece.model, and GPT-2's two files
+    (encoder.json and vocab.bpe, or vocab.json and merges.txt). A tokenizer_config.json beside it
+    decides on the beginning-of-text token; a bare .model adds none. Whatever it came from, the
+    tokenizer saves as a tokenizer.json that loads to the same.
+
+    Raises FlyweightError where there is none or it is of a kind that is not supported,
+    CorruptFileError where it is damaged.
     """
-    file = _find(Path(path).expanduser())
-    document = read_json(file)
+    files = _find(Path(path).expanduser())
+    config = _config(files[0].with_name("tokenizer_config.json"))
+    try:
+        return _read(files, config)
+    except FlyweightError as error:
+        if str(files[0].parent) in str(error):  # it says where
+            raise
+        raise type(error)(f"{files[0]}: {error}") from None
+
+
+def _read(files: tuple[Path, ...], config: dict[str, Any]) -> Tokenizer:
+    file = files[0]
+    if len(files) == 2:
+        of_class = config.get("tokenizer_class")
+        return _subword(read_vocabulary_and_merges(*files, of_class), config)
+    try:
+        with file.open("rb") as opened:
+            magic = opened.read(4)
+    except OSError as error:
+        raise FlyweightError(f"{file} cannot be read: {error.strerror}") from None
+    if magic == b"GGUF" or file.suffix == ".gguf":
+        document, config = read_gguf(file), {}
+    elif file.suffix == ".model":
+        return PieceTokenizer(_configured(read_model(file.read_bytes()), config))
+    else:
+        document = read_json(file)
     if is_byte_tokenizer(document):
         return ByteTokenizer()
-    config = _config(file.with_name("tokenizer_config.json"))
+    if holds_pieces(document):
+        return PieceTokenizer(read_document(document))
+    return _subword(document, config)
+
+
+def _subword(document: dict[str, Any], config: dict[str, Any]) -> SubwordTokenizer:
     add_bos = config.get("add_bos_token")
-    try:
-        return SubwordTokenizer(
-            document,
-            add_bos=add_bos if isinstance(add_bos, bool) else None,
-            bos=_token(config.get("bos_token")),
-            eot=_token(config.get("eos_token")),
-        )
-    except CorruptFileError as error:
-        raise CorruptFileError(f"{file}: {error}") from None
-    except FlyweightError as error:
-        raise FlyweightError(f"{file}: {error}") from None
+    return SubwordTokenizer(
+        document,
+        add_bos=add_bos if isinstance(add_bos, bool) else None,
+        bos=_token(config.get("bos_token")),
+        eot=_token(config.get("eos_token")),
+    )
 
 
-def _find(path: Path) -> Path:
+def _find(path: Path) -> tuple[Path, ...]:
     if path.is_dir():
         for place in _PLACES:
-            if (path / place).is_file():
-                return path / place
+            found = tuple(path / name for name in place)
+            if all(file.is_file() for file in found):
+                return found
         raise FlyweightError(
-            f"no tokenizer in {path}: looked for {' and '.join(_PLACES)}; name a tokenizer.json,"
+            f"no tokenizer in {path}: looked for"
+            f" {', '.join(' with '.join(place) for place in _PLACES)}; name a tokenizer's file,"
             " a model's folder or a run's folder"
         )
     if not path.exists():
         raise FlyweightError(f"no such tokenizer: {path}")
-    return path
+    return (path,)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -60,7 +105,7 @@ def _config(path: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} cannot be read as JSON: {error}") from None
     return config if isinstance(config, dict) else {}
 
@@ -70,3 +115,46 @@ def _token(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
+
+
+# -- what a tokenizer_config.json says of the .model beside it
+
+
+def _configured(pieces: Pieces, config: dict[str, Any]) -> Pieces:
+    pieces = _with_added(pieces, config)
+    ids = {piece: id for id, piece in enumerate(pieces.pieces)}
+    bos_id = ids.get(_token(config.get("bos_token")) or "", pieces.bos_id)
+    eot_id = ids.get(_token(config.get("eos_token")) or "", pieces.eot_id)
+    add_bos = config.get("add_bos_token")
+    if not isinstance(add_bos, bool):
+        # transformers' Llama tokenizer adds one unless it is told not to.
+        add_bos = str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+    return replace(pieces, bos_id=bos_id, eot_id=eot_id, add_bos=add_bos)
+
+
+def _with_added(pieces: Pieces, config: dict[str, Any]) -> Pieces:
+    """With the tokens that `added_tokens_decoder` has behind those of the .model."""
+    added = config.get("added_tokens_decoder") or {}
+    names, types = list(pieces.pieces), list(pieces.types)
+    try:
+        tokens = sorted((int(id), _token(token), token) for id, token in added.items())
+    except (AttributeError, TypeError, ValueError):
+        raise CorruptFileError(
+            "tokenizer_config.json: its added_tokens_decoder is no list of tokens"
+        ) from None
+    for id, content, token in tokens:
+        if (
+            content is None
+            or id < 0
+            or (id < len(names) and names[id] != content)
+            or id > len(names)
+        ):
+            raise FlyweightError(
+                f"tokenizer_config.json has the token {content!r} as id {id}, which does not fit"
+                f" the {len(pieces.pieces)} pieces of the .model; name its tokenizer.json"
+            )
+        if id == len(names):
+            names.append(content)
+            types.append(CONTROL if token.get("special") else USER_DEFINED)
+    zeros = (0.0,) * (len(names) - len(pieces.pieces))
+    return replace(pieces, pieces=tuple(names), types=tuple(types), scores=pieces.scores + zeros)

@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.text.tokenizer import (
     EOT,
+    MARK,
     PAD,
     byte_characters,
     digest,
@@ -52,7 +53,8 @@ class SubwordTokenizer:
     """A tokenizer.json in memory. Build one with `train` or `load`, not directly.
 
     ``document`` is the parsed tokenizer.json. ``add_bos``, ``bos`` and ``eot`` (a token's text)
-    override what is read or guessed from it.
+    override what is read or guessed from it; what they change is saved with it, under
+    ``model.flyweight`` (bos_id, eot_id, pad_id, add_bos), which other programs pass over.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class SubwordTokenizer:
         bos: str | None = None,
         eot: str | None = None,
     ) -> None:
-        self._document = document
+        document = _marked(document, add_bos, bos, eot)
         self._json = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
         self._plain = self._tokenizer(specials=False)
         self.kind: str = document["model"].get("type", "BPE").lower()
@@ -73,14 +75,15 @@ class SubwordTokenizer:
         self._special = frozenset(id for id, token in added.items() if token.special)
         self._added = {id: token.content for id, token in added.items()}
         front = self._front()
-        self.eot_id = self._named(vocab, (*((eot,) if eot else ()), *_EOT_NAMES))
-        self.pad_id = self._named(vocab, _PAD_NAMES)
-        self.bos_id = front
+        mark = _mark(document, self.vocab_size)
+        self.eot_id: int | None = mark.get("eot_id", self._named(vocab, _EOT_NAMES))
+        self.pad_id: int | None = mark.get("pad_id", self._named(vocab, _PAD_NAMES))
+        self.bos_id: int | None = front
         if self.bos_id is None:
-            self.bos_id = self._named(vocab, (*((bos,) if bos else ()), *_BOS_NAMES))
+            self.bos_id = mark.get("bos_id", self._named(vocab, _BOS_NAMES))
         if self.bos_id is None:
             self.bos_id = self.eot_id
-        self.add_bos = (front is not None) if add_bos is None else add_bos
+        self.add_bos: bool = mark.get("add_bos", front is not None)
         self._byte_level, self.strips_first_space = _decoding(document)
 
     # -- making one
@@ -214,6 +217,36 @@ class SubwordTokenizer:
 
 
 _BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
+
+
+def _marked(
+    document: dict[str, Any], add_bos: bool | None, bos: str | None, eot: str | None
+) -> dict[str, Any]:
+    """``document`` with the overrides written into it, where they say something."""
+    model = document["model"]
+    mark: dict[str, Any] = dict(model[MARK]) if isinstance(model.get(MARK), dict) else {}
+    ids = {token.get("content"): token.get("id") for token in document.get("added_tokens") or []}
+    if isinstance(model.get("vocab"), dict):
+        ids = model["vocab"] | ids
+    if add_bos is not None:
+        mark["add_bos"] = add_bos
+    if bos in ids:
+        mark["bos_id"] = ids[bos]
+    if eot in ids:
+        mark["eot_id"] = ids[eot]
+    return {**document, "model": {**model, MARK: mark}} if mark else document
+
+
+def _mark(document: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    mark = document["model"].get(MARK, {})
+    for name, value in mark.items() if isinstance(mark, dict) else [(MARK, mark)]:
+        if name == "add_bos" and isinstance(value, bool):
+            continue
+        if name in ("bos_id", "eot_id", "pad_id"):
+            if value is None or (type(value) is int and 0 <= value < vocab_size):
+                continue
+        raise CorruptFileError(f"{name} = {value!r} under `model.{MARK}` is none of its values")
+    return mark
 
 
 def _decoding(document: dict[str, Any]) -> tuple[bool, bool]:

@@ -17,6 +17,8 @@ from flyweight.spec.errors import CorruptFileError, FlyweightError
 
 PAD = "<pad>"
 EOT = "<eot>"
+# The key within a tokenizer.json's `model` for what the format has no word for.
+MARK = "flyweight"
 
 
 class Tokenizer(Protocol):
@@ -146,17 +148,28 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        # A tokenizer that marks word starts may drop the space before the first word.
-        self._strip = getattr(tokenizer, "strips_first_space", False)
+        # A tokenizer that marks word starts may drop the space before the first word, and one
+        # that cannot say everything may write a sign for what it could not.
+        self._front = True
+        self._first = getattr(tokenizer, "first_bytes", self._first_bytes)
+        self._shown = getattr(tokenizer, "shown_bytes", tokenizer.token_bytes)
 
     def push(self, ids: int | Iterable[int]) -> str:
         """The text that ``ids`` complete; "" while a character is still unfinished."""
-        ids = [ids] if isinstance(ids, (int, np.integer)) else ids
-        data = b"".join(self._tokenizer.token_bytes(int(id)) for id in ids)
-        if data and self._strip:
-            self._strip = False
-            data = data.removeprefix(b" ")
+        ids = iter([ids] if isinstance(ids, (int, np.integer)) else ids)
+        data = bytearray()
+        while self._front and (id := next(ids, None)) is not None:
+            piece, self._front = self._first(int(id))
+            data += piece
+        data += b"".join(self._shown(int(id)) for id in ids)
         return self._utf8.decode(data)
+
+    def _first_bytes(self, id: int) -> tuple[bytes, bool]:
+        """The bytes of the first token that has some, and whether it is still to come."""
+        data = self._tokenizer.token_bytes(id)
+        if data and getattr(self._tokenizer, "strips_first_space", False):
+            return data.removeprefix(b" "), False
+        return data, not data
 
     def flush(self) -> str:
         """What is left, unfinished bytes replaced by U+FFFD; the decoder is then as new."""
