@@ -78,13 +78,7 @@ class Published:
         options: Mapping[str, str] | None = None,
     ) -> None:
         self.where, self.layout, self.source = where, layout, source
-        # Before anything is made of the spec's depth, which may be any number.
-        most = len(source.kinds)
-        if spec.depth > most:
-            raise FlyweightError(
-                f"{where} has {most} tensors, too few for the {spec.depth} layers that it should"
-                " have"
-            )
+        _check_counts(where, spec, source.kinds)
         chosen = names.choose(layout, options or {})
         self.spec = names.with_options(spec, chosen)
         planned = names.plan(self.spec, layout, chosen)
@@ -155,6 +149,22 @@ class Published:
     def write(self, path: Path) -> None:
         """Our own model.safetensors, a tensor in memory at a time."""
         stream_tensors(path, self.kinds, self)
+
+
+def _check_counts(where: Path, spec: ModelSpec, kinds: Mapping[str, Kind]) -> None:
+    """Before a plan is made of what may be any number: layers and heads that cannot be there."""
+    most = len(kinds)
+    # A body that runs many times may be stored once.
+    if max(spec.depth, spec.uses // 64) > most:
+        raise FlyweightError(
+            f"{where} has {most} tensors, too few for the {spec.uses} layers that it should have"
+        )
+    widest = max((length for kind in kinds.values() for length in kind.shape), default=0)
+    if spec.attention.heads > widest:
+        raise FlyweightError(
+            f"{where} has no tensor wide enough for the {spec.attention.heads} heads that it"
+            " should have"
+        )
 
 
 def _there(planned: Planned, source: Tensors) -> tuple[tuple[Piece, ...], ...]:

@@ -246,6 +246,9 @@ TINY = {
 }
 
 
+SHARED = {"block": "adjacent"}
+
+
 def indexed(path: Path, weight_map: Any) -> Path:
     path.mkdir()
     (path / "config.json").write_text(json.dumps(TINY))
@@ -340,7 +343,17 @@ def test_any_configuration_is_read_or_refused(kind: str, changes: dict[str, Any]
         (b"{}", "does not say `model_type`"),
         (b'{"model_type": ["llama"]}', "does not say `model_type`"),
         (json.dumps({**TINY, "num_hidden_layers": 10**9}).encode(), "too few for the 1000000000"),
+        (
+            json.dumps(
+                {**TINY, "num_hidden_layers": 10**9, "flyweight_share": SHARED | {"repeat": 10**9}}
+            ).encode(),
+            "too few for the 1000000000",
+        ),
         (json.dumps({**TINY, "hidden_size": 1 << 30}).encode(), "missing|misshapen"),
+        (
+            json.dumps({**TINY, "hidden_size": 1 << 30, "num_attention_heads": 1 << 29}).encode(),
+            "wide enough for the 536870912 heads",
+        ),
         (json.dumps({**TINY, "hidden_act": "gelu"}).encode(), "hidden_act = 'gelu' is not supp"),
         (
             json.dumps({**TINY, "rope_scaling": {"type": "yarn", "factor": 2.0}}).encode(),
