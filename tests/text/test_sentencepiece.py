@@ -41,8 +41,8 @@ TEXT = st.one_of(
     st.lists(
         st.sampled_from(
             [
-                *"<sep> <s> </s> <unk> <ctl> <0x41> ▁▁ self. ____ e\u0301 日本 ............".split(),
-                *("return ", "a b", "  ", " ", "\n", "\0"),
+                *("<sep>", "<s>", "</s>", "<unk>", "<ctl>", "<0x41>", "a b", "  ", " ", "▁▁"),
+                *("return ", "self.", "____", "\n", "\0", "e\u0301", "日本", "............"),
             ]
         )
     ).map("".join),
