@@ -155,6 +155,7 @@ def _with_added(pieces: Pieces, config: dict[str, Any]) -> Pieces:
             )
         if id == len(names):
             names.append(content)
-            types.append(CONTROL if token.get("special") else USER_DEFINED)
+            special = isinstance(token, dict) and token.get("special")
+            types.append(CONTROL if special else USER_DEFINED)
     zeros = (0.0,) * (len(names) - len(pieces.pieces))
     return replace(pieces, pieces=tuple(names), types=tuple(types), scores=pieces.scores + zeros)

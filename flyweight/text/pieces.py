@@ -18,6 +18,8 @@ from flyweight.text.charsmap import SPACE
 from flyweight.text.tokenizer import MARK
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+# Every beginning of a piece is looked up, so that long ones would cost their length squared.
+_LONGEST = 512
 _FLAGS = (
     "byte_fallback",
     "add_dummy_prefix",
@@ -69,6 +71,10 @@ class Pieces:
                 what = f"the text of another ({piece!r})" if piece else "no text"
                 raise CorruptFileError(f"piece {id} has {what}")
             seen.add(piece)
+            if len(piece) > _LONGEST:
+                raise CorruptFileError(
+                    f"piece {id} has {len(piece)} characters; {_LONGEST} are the most that is read"
+                )
             if not math.isfinite(self.scores[id]):
                 raise CorruptFileError(f"piece {id} ({piece!r}) scores {self.scores[id]}")
             if not NORMAL <= self.types[id] <= BYTE:

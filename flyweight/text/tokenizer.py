@@ -112,7 +112,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FlyweightError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is not JSON, so no tokenizer.json: {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise CorruptFileError(f"{path} is no tokenizer.json: it has no `model`")

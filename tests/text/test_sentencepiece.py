@@ -244,6 +244,7 @@ def model(*, pieces: str = "abc", trainer: bytes = b"", rest: bytes = b"") -> by
         (model(rest=field(1, field(1, b"x") + field(3, 2))), "2 unknown pieces"),
         (model(rest=field(1, field(1, b"x") + field(3, 9))), "unknown type 9"),
         (model(rest=field(1, field(3, 1))), "piece 6 has no text"),
+        (model(rest=field(1, field(1, b"x" * 10**6))), "piece 6 has 1000000 characters"),
         (model(rest=field(1, field(1, b"\xff"))), "not UTF-8"),
         (model(rest=field(1, field(1, b"x") + b"\x15\0\0\xc0\x7f")), r"\('x'\) scores nan"),
         (model(rest=field(1, field(1, b"<0x41>") + field(3, 6))), "says that it has none"),

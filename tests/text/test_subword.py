@@ -257,6 +257,7 @@ def test_what_is_no_tokenizer_is_said_to_be_none(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     for content, error in [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[1]", "it has no `model`"),
         ('{"model": {"type": "Nonsense"}}', r"tokenizer\.json: not a tokenizer\.json"),
     ]:
