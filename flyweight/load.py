@@ -60,7 +60,7 @@ class Stored(NamedTuple):
 def stored(name: str) -> Stored:
     """What ``name`` stands for. Raises FlyweightError where there is no model."""
     path = Path(name).expanduser()
-    called = path.resolve().name
+    called = Path(os.path.abspath(path)).name
     if is_huggingface_folder(path) and not (path / "run.toml").is_file():
         source = open_source(path)
         model = as_ours(source)

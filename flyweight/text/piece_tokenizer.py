@@ -165,7 +165,9 @@ class PieceTokenizer:
         that are too many, is a second one.
         """
         piece = self.shown_bytes(id)
-        if self.strips_first_space and id not in self._as_they_are and piece[:1] == b" ":
+        # A space that a user-defined piece holds as a space, not as ▁, stays.
+        marked = id not in self._as_they_are and self._pieces.pieces[id].startswith(SPACE)
+        if self.strips_first_space and marked and piece[:1] == b" ":
             piece = piece[1:]
             return piece, not piece and self._pieces.remove_extra_whitespaces
         return piece, not piece

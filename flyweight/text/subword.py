@@ -64,7 +64,6 @@ class SubwordTokenizer:
         bos: str | None = None,
         eot: str | None = None,
     ) -> None:
-        document = _marked(document, add_bos, bos, eot)
         self._json = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
         self._plain = self._tokenizer(specials=False)
         self.kind: str = document["model"].get("type", "BPE").lower()
@@ -85,6 +84,10 @@ class SubwordTokenizer:
             self.bos_id = self.eot_id
         self.add_bos: bool = mark.get("add_bos", front is not None)
         self._byte_level, self.strips_first_space = _decoding(document)
+        if changes := self._changes(vocab, add_bos, bos, eot):
+            model = document["model"]
+            mark = {**model.get(MARK, {}), **changes}
+            self.__init__({**document, "model": {**model, MARK: mark}})  # type: ignore[misc]
 
     # -- making one
 
@@ -155,6 +158,15 @@ class SubwordTokenizer:
     def _with_specials(self) -> tokenizers.Tokenizer:
         return self._tokenizer(specials=True)
 
+    def _changes(
+        self, ids: dict[str, int], add_bos: bool | None, bos: str | None, eot: str | None
+    ) -> dict[str, Any]:
+        """What the overrides say that the document does not."""
+        asked: dict[str, Any] = {} if add_bos is None else {"add_bos": add_bos}
+        asked |= {"bos_id": ids[bos]} if bos in ids else {}
+        asked |= {"eot_id": ids[eot]} if eot in ids else {}
+        return {name: value for name, value in asked.items() if value != getattr(self, name)}
+
     def _front(self) -> int | None:
         """The special token that the post-processor puts before a text, if it does so."""
         bare = self._plain.encode("a", add_special_tokens=False).ids
@@ -217,24 +229,6 @@ class SubwordTokenizer:
 
 
 _BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
-
-
-def _marked(
-    document: dict[str, Any], add_bos: bool | None, bos: str | None, eot: str | None
-) -> dict[str, Any]:
-    """``document`` with the overrides written into it, where they say something."""
-    model = document["model"]
-    mark: dict[str, Any] = dict(model[MARK]) if isinstance(model.get(MARK), dict) else {}
-    ids = {token.get("content"): token.get("id") for token in document.get("added_tokens") or []}
-    if isinstance(model.get("vocab"), dict):
-        ids = model["vocab"] | ids
-    if add_bos is not None:
-        mark["add_bos"] = add_bos
-    if bos in ids:
-        mark["bos_id"] = ids[bos]
-    if eot in ids:
-        mark["eot_id"] = ids[eot]
-    return {**document, "model": {**model, MARK: mark}} if mark else document
 
 
 def _mark(document: dict[str, Any], vocab_size: int) -> dict[str, Any]:

@@ -65,10 +65,24 @@ def test_the_published_vectors(name: str, published: dict[str, Tokenizer], tmp_p
         )
 
 
+BYTES: dict[str, set[int]] = {}
+
+
+def single_bytes(tokenizer: Tokenizer) -> set[int]:
+    """The bytes that have a token of their own."""
+    tokens = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
+    return {token[0] for token in tokens if len(token) == 1}
+
+
 @NEEDS_VECTORS
 @given(text=TEXT)
 def test_any_text_comes_back_exactly(published: dict[str, Tokenizer], text: str) -> None:
     for name, tokenizer in published.items():
+        # Falcon's vocabulary lacks some bytes (control characters, rare planes), and has no piece
+        # to say so: its tokenizer drops them.
+        if not set(text.encode()) <= BYTES.setdefault(name, single_bytes(tokenizer)):
+            assert name == "falcon"
+            continue
         # SentencePiece writes a space as ▁, and so cannot tell the two apart.
         expected = text.replace("▁", " ") if name == "phi-3" else text
         assert tokenizer.decode(tokenizer.encode(text)) == expected
