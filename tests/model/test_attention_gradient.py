@@ -49,7 +49,7 @@ def far(some: list[Tensor], truth: list[Tensor]) -> list[float]:
     return [float((a.double() - b).norm() / b.norm()) for a, b in pairs]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     length=st.integers(1, 300),
     groups=st.integers(1, 3),
@@ -64,12 +64,12 @@ def test_it_is_as_near_to_the_truth_as_bfloat16_allows(
     values, grad = leaves(seed, 2, groups * kv_heads, kv_heads, length, dim)
     mask = None if cut is None else documents(length, min(cut, length))
     truth = gradients(values, grad, mask, torch.float64, ours=False)
-    # Three roundings to 8 bits, each of relative error 2^-9 at most, and their sums' own.
-    for error, size in zip(
-        far(gradients(values, grad, mask, torch.bfloat16, ours=True), truth), truth, strict=True
-    ):
-        # A single position's queries and keys have no gradient at all.
-        assert error < 0.012 or float(size.norm()) < 1e-3
+    ours = gradients(values, grad, mask, torch.bfloat16, ours=True)
+    # Of few positions' terms the greater part cancels; what was rounded off them does not.
+    rounded = 0.008 * float(grad.double().norm()) if length < 8 else 0.0
+    for mine, true in zip(ours, truth, strict=True):
+        # Three roundings to 8 bits, each of relative error 2^-9 at most, and their sums' own.
+        assert float((mine.double() - true).norm()) <= 0.012 * float(true.norm()) + rounded
 
 
 def test_large_scores_lose_no_more() -> None:
