@@ -25,6 +25,8 @@ def export(
     if to not in FORMATS:
         raise FlyweightError(f"--to {to}{nearest(to, FORMATS)}")
     found = stored(model)
+    if found.tokenizer is None:
+        raise FlyweightError(f"{model} has neither weights nor a tokenizer; name a trained model")
     target = write_huggingface(
         found.spec, found.weights, found.tokenizer, out, found.name, found.family
     )

@@ -16,7 +16,7 @@ from flyweight.files.config_json import describe
 from flyweight.files.model_folder import SPEC, TOKENIZER, WEIGHTS, is_model_folder
 from flyweight.files.pickles import PickleFile
 from flyweight.files.published import Published
-from flyweight.files.tensors import Kind, TensorFile, Tensors
+from flyweight.files.tensors import Bits, Kind, TensorFile, Tensors
 from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.spec.model import ModelSpec
@@ -49,6 +49,9 @@ class Shards:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._of[name][name]
+
+    def bits(self, name: str) -> Bits:
+        return self._of[name].bits(name)
 
 
 class Source(NamedTuple):

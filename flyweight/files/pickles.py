@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flyweight.files.tensors import Kind, kind_of
+from flyweight.files.tensors import Bits, Kind, bits_of, kind_of
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ class PickleFile:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]
+
+    def bits(self, name: str) -> Bits:
+        return bits_of(self._tensors[name])
 
 
 def _check_archive(path: Path) -> Counter[int]:

@@ -8,11 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from flyweight.files import names
 from flyweight.files.names import Piece, Planned
-from flyweight.files.tensors import KINDS, Kind, Tensors, dtype_of, stream_tensors
+from flyweight.files.tensors import (
+    KINDS,
+    Bits,
+    Kind,
+    Tensors,
+    dtype_of,
+    stream_tensors,
+    word_of,
+)
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.zoo.layout import Layout
@@ -96,6 +106,14 @@ class Published:
         self._check_copies()
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+
+        kind, bits = self.kinds[name], self.bits(name)
+        # torch has no arrays that it must not write to.
+        bits = bits if bits.flags.writeable else bits.copy()
+        return torch.from_numpy(np.ascontiguousarray(bits)).view(dtype_of(kind))
+
+    def bits(self, name: str) -> Bits:
         return self._assembled(self._planned[name].copies[0], self.kinds[name])
 
     def _kind(self, planned: Planned) -> Kind:
@@ -109,16 +127,14 @@ class Published:
             )
         return Kind(dtypes.pop(), planned.shape)
 
-    def _assembled(self, copy: tuple[Piece, ...], kind: Kind) -> torch.Tensor:
-        import torch
-
-        first = self.source[copy[0].name]
+    def _assembled(self, copy: tuple[Piece, ...], kind: Kind) -> Bits:
+        first = self.source.bits(copy[0].name)
         if len(copy) == 1 and len(copy[0].segments) == 1:
-            return first.t() if copy[0].transposed else first
-        made = torch.empty(kind.shape, dtype=dtype_of(kind))
+            return first.T if copy[0].transposed else first
+        made = np.empty(kind.shape, dtype=word_of(kind))
         for piece in copy:
-            theirs = self.source[piece.name]
-            theirs = theirs.t() if piece.transposed else theirs
+            theirs = self.source.bits(piece.name)
+            theirs = theirs.T if piece.transposed else theirs
             for ours, at, rows in piece.segments:
                 made[ours : ours + rows] = theirs[at : at + rows]
         return made
@@ -131,7 +147,7 @@ class Published:
                 for one, other in zip(first, copy, strict=True):
                     if other.name not in self.source.kinds or one.name == other.name:
                         continue
-                    if not _same_bits(self.source[one.name], self.source[other.name]):
+                    if not _same_bits(self.source, one.name, other.name):
                         raise FlyweightError(
                             f"{self.where}: {one.name} and {other.name} should be one tensor and"
                             " differ: the sharing that this model is named for is not in its"
@@ -198,10 +214,6 @@ def compare(planned: list[Planned], layout: Layout, kinds: Mapping[str, Kind]) -
     )
 
 
-def _same_bits(one: Any, other: Any) -> bool:
-    import torch
-
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(one.element_size())
-    if one.dtype != other.dtype or one.shape != other.shape or whole is None:
-        return False
-    return bool(torch.equal(one.contiguous().view(whole), other.contiguous().view(whole)))
+def _same_bits(source: Tensors, one: str, other: str) -> bool:
+    same = source.kinds[one] == source.kinds[other]
+    return same and np.array_equal(source.bits(one), source.bits(other))

@@ -1,0 +1,229 @@
+"""A model that talks, on our own kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flyweight.engine.compile import compile_model
+from flyweight.engine.emit import Tensors
+from flyweight.engine.positions import Reading, reading
+from flyweight.spec.errors import FlyweightError
+from flyweight.spec.model import ModelSpec
+from flyweight.spec.position import LongRope
+from flyweight.spec.table import nearest
+from flyweight.text.talk import SCORED_AT_ONCE, Sampling, Step, Talker, windows
+from flyweight.text.tokenizer import Tokenizer
+
+# Formats of the key-value cache, by ggml's numbers.
+CACHES = {"f32": 0, "bf16": 30, "q8_0": 8}
+
+
+def unavailable() -> str | None:
+    """Why there is no native engine here; None where there is one."""
+    try:
+        import flyweight.engine._native  # noqa: F401
+    except ImportError as error:
+        return f"the native engine is not built here ({error}); pip install . builds it"
+    return None
+
+
+class Memory(NamedTuple):
+    """Bytes: of the weights as the kernels have them, of all sequences' keys and values, and of
+    the buffers between operations."""
+
+    weights: int
+    cache: int
+    buffers: int
+
+
+class NativeModel(Talker):
+    """The protocol that ``flyweight.load`` returns, over a compiled program.
+
+    ``threads``: None for all that this process may use. ``cache``: the format of keys and values;
+    what "bf16" and "q8_0" save in memory they cost in exactness. FLYWEIGHT_ISA forces an
+    instruction set. Raises FlyweightError for a cache or an instruction set that is not known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: ModelSpec,
+        tensors: Tensors,
+        tokenizer: Tokenizer,
+        threads: int | None = None,
+        cache: str = "f32",
+    ) -> None:
+        from flyweight.engine import _native
+
+        if cache not in CACHES:
+            raise FlyweightError(f"cache = {cache}{nearest(cache, list(CACHES))}")
+        self.name, self.spec, self.tokenizer = name, spec, tokenizer
+        self._cache = CACHES[cache]
+        isa = os.environ.get("FLYWEIGHT_ISA", "")
+        _check_isa(isa, _native.instruction_sets())
+        program = compile_model(spec, tensors)
+        self._native: Any = _native
+        self._executor = _native.Executor(program, threads or _processors(), isa)
+        # The sequence of the last call, for one that begins with the same tokens.
+        self._kept: tuple[Any, Reading] | None = None
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that the kernels use."""
+        return str(self._executor.isa)
+
+    @property
+    def threads(self) -> int:
+        return int(self._executor.threads)
+
+    def memory(self) -> Memory:
+        """As it is now: buffers grow to the longest call so far."""
+        run = self._executor
+        return Memory(run.weight_bytes, run.cache_bytes, run.buffer_bytes)
+
+    # Generating
+
+    def _steps(self, ids: list[int], sampling: Sampling, top: int | None) -> Iterator[Step]:
+        if sampling.max_tokens == 0:
+            return
+        context = self.spec.context
+        history, made = ids[-context:], 0
+        sequence, read = self._sequence(history)
+        try:
+            while made < sampling.max_tokens:
+                length = len(history)
+                now = reading(self.spec, length)
+                if not _same(now, read):
+                    if isinstance(self.spec.position.scaling, LongRope):
+                        # Keys under the other factors are of no use.
+                        sequence = self._begin(now)
+                    else:
+                        sequence.read(now.frequencies, now.gain, now.divisor)
+                    read = now
+                count = min(self._stage(length), sampling.max_tokens - made)
+                wanted = made + count
+                steps = self._stage_steps(sequence, history, sampling, made, count, top)
+                with closing(steps):
+                    for step in steps:
+                        history.append(step.token)
+                        made += 1
+                        yield step
+                if made < wanted:
+                    return  # an end of text
+                if len(history) > context:
+                    # The cache is full: go on from the newest half of what it held.
+                    history = history[-max(1, context // 2) :]
+                    read = reading(self.spec, len(history))
+                    sequence = self._begin(read)
+        finally:
+            self._kept = sequence, read
+
+    def _stage(self, length: int) -> int:
+        """How many tokens can be chosen after ``length`` before anything but the tokens changes:
+        the context is full, or positions are read differently."""
+        whole = self.spec.context - length + 1
+        original = self.spec.position.original
+        if original is None:
+            return whole
+        if length <= original:
+            return min(whole, original - length + 1)
+        return whole if isinstance(self.spec.position.scaling, LongRope) else 1
+
+    def _stage_steps(
+        self,
+        sequence: Any,
+        history: list[int],
+        sampling: Sampling,
+        made: int,
+        count: int,
+        top: int | None,
+    ) -> Generator[Step, None, None]:
+        """Up to ``count`` tokens after ``history``, of which the sequence holds a part."""
+        tokenizer, most = self.tokenizer, np.iinfo(np.int32).max
+        run = self._native.Generation(self._executor)
+        stream = run.add(
+            sequence,
+            history[sequence.length :],
+            max_tokens=count,
+            min_tokens=max(0, min(count, sampling.min_tokens - made)),
+            temperature=sampling.temperature,
+            top_k=min(sampling.top_k or 0, most),
+            top_p=1.0 if sampling.top_p is None else sampling.top_p,
+            min_p=sampling.min_p or 0.0,
+            repetition_penalty=sampling.repetition_penalty or 1.0,
+            # Each stage draws from a stream of its own, the first from the seed's.
+            seed=(sampling.seed + made * 0x9E3779B97F4A7C15) % (1 << 64),
+            eot=-1 if tokenizer.eot_id is None else tokenizer.eot_id,
+            never=[] if tokenizer.pad_id is None else [tokenizer.pad_id],
+            vocabulary=min(tokenizer.vocab_size, self.spec.vocab_size),
+            top_logprobs=-1 if top is None else top,
+        )
+        try:
+            while True:
+                steps, ended = run.next(1)
+                yield from (Step(*each) for each in steps)
+                if ended:
+                    return
+        finally:
+            run.cancel(stream)
+
+    def _sequence(self, history: list[int]) -> tuple[Any, Reading]:
+        """A sequence that holds the longest beginning of ``history`` that the last call left."""
+        read = reading(self.spec, len(history))
+        kept, self._kept = self._kept, None
+        steady = self.spec.position.original is None
+        steady |= isinstance(self.spec.position.scaling, LongRope)
+        if kept is not None and steady and _same(kept[1], read):
+            sequence = kept[0]
+            held = np.asarray(sequence.tokens)
+            # The last token is read again: its logits are wanted.
+            most = min(len(held), len(history) - 1)
+            differs = np.flatnonzero(held[:most] != np.array(history[:most], dtype=held.dtype))
+            sequence.truncate(int(differs[0]) if len(differs) else most)
+            return sequence, read
+        return self._begin(read), read
+
+    def _begin(self, read: Reading) -> Any:
+        return self._executor.begin(read.frequencies, read.gain, read.divisor, self._cache)
+
+    # Scoring
+
+    def _scores(self, ids: NDArray[np.int64]) -> list[float]:
+        context = self.spec.context
+        scores = np.zeros(max(0, len(ids) - 1))
+        at_once = max(1, SCORED_AT_ONCE // context)
+        every = windows(len(ids), context)
+        for group in range(0, len(every), at_once):
+            some = every[group : group + at_once]
+            # All rows of a batch count as long as the longest.
+            read = reading(self.spec, max(window.length for window in some))
+            sequences = [self._begin(read) for _ in some]
+            tokens = [ids[w.begin : w.begin + w.length].astype(np.int32) for w in some]
+            targets = [ids[w.begin + 1 : w.begin + w.length + 1].astype(np.int32) for w in some]
+            found = self._executor.score(sequences, tokens, targets)
+            for (begin, length, new), own in zip(some, found, strict=True):
+                scores[begin + new : begin + length] = np.asarray(own)[new:]
+        return scores.tolist()
+
+
+def _same(one: Reading, other: Reading) -> bool:
+    return one[1:] == other[1:] and np.array_equal(one.frequencies, other.frequencies)
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_isa(isa: str, known: list[str]) -> None:
+    if isa and isa not in known:
+        raise FlyweightError(
+            f"FLYWEIGHT_ISA = {isa}: this processor and build have {', '.join(known)}"
+        )
