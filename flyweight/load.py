@@ -57,9 +57,9 @@ def load(
 
         tensors = found.tensors
         if format is not None:
-            from flyweight.files.convert import Converted, wanted_format
+            from flyweight.files.convert import Converted
 
-            tensors = Converted(tensors, wanted_format(format), say)
+            tensors = Converted(tensors, found.spec, format, say)
         return NativeModel(os.fspath(model), found.spec, tensors, found.words(), threads, cache)
     if engine == "native":
         raise FlyweightError(f"--engine native: {reason}")
@@ -169,8 +169,7 @@ def _from_gguf(name: str, path: Path, notice: Notice) -> Stored:
 
 
 def _random(name: str, notice: Notice) -> Stored:
-    from flyweight.files.random_weights import RandomTensors
-    from flyweight.files.weights import Dequantised
+    from flyweight.files.weights import Dequantised, RandomTensors
 
     entry = catalog.get(name)
     notice(f"{name} has random weights: it is a shape, not a trained model")

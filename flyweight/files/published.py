@@ -47,11 +47,11 @@ class Findings(NamedTuple):
         lines = []
         for kind in ("missing", "unexpected", "misshapen"):
             found = getattr(self, kind)
-            lines += [f"{kind} ({len(found)}): {', '.join(_grouped(found))}"] if found else []
+            lines += [f"{kind} ({len(found)}): {', '.join(grouped(found))}"] if found else []
         return "\n".join(lines)
 
 
-def _grouped(found: Iterable[str]) -> list[str]:
+def grouped(found: Iterable[str]) -> list[str]:
     """Every name, those that differ in the layer's number alone as one: layers.{0-3,5}.norm."""
     groups: dict[str, list[str]] = {}
     for name in found:
@@ -88,7 +88,7 @@ class Published:
         options: Mapping[str, str] | None = None,
     ) -> None:
         self.where, self.layout, self.source = where, layout, source
-        _check_counts(where, spec, source.kinds)
+        check_counts(where, spec, source.kinds)
         chosen = names.choose(layout, options or {})
         self.spec = names.with_options(spec, chosen)
         planned = names.plan(self.spec, layout, chosen)
@@ -167,7 +167,7 @@ class Published:
         stream_tensors(path, self.kinds, self)
 
 
-def _check_counts(where: Path, spec: ModelSpec, kinds: Mapping[str, Kind]) -> None:
+def check_counts(where: Path, spec: ModelSpec, kinds: Mapping[str, Kind]) -> None:
     """Before a plan is made of what may be any number: layers and heads that cannot be there."""
     most = len(kinds)
     # A body that runs many times may be stored once.
@@ -176,10 +176,10 @@ def _check_counts(where: Path, spec: ModelSpec, kinds: Mapping[str, Kind]) -> No
             f"{where} has {most} tensors, too few for the {spec.uses} layers that it should have"
         )
     widest = max((length for kind in kinds.values() for length in kind.shape), default=0)
-    if spec.attention.heads > widest:
+    if max(spec.attention.heads, spec.head_dim) > widest:
         raise FlyweightError(
-            f"{where} has no tensor wide enough for the {spec.attention.heads} heads that it"
-            " should have"
+            f"{where} has no tensor wide enough for the {spec.attention.heads} heads of"
+            f" {spec.head_dim} dimensions that it should have"
         )
 
 

@@ -1,42 +1,37 @@
-"""Random tensors of a spec, for shapes that are to be timed or looked at without a checkpoint."""
+"""Random weights for a model that has none: for its size and its speed, not for what it says."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
-from flyweight.files.weights import NUMBERS, StoredTensor
+from flyweight.files.blocks import Floats
 from flyweight.spec.model import ModelSpec
-from flyweight.zoo.shapes import tensors
+from flyweight.zoo import shapes
+
+_DEVIATION = np.float32(0.02)
 
 
-class RandomTensors(Mapping[str, StoredTensor]):
-    """Every tensor of ``spec`` in float32, made anew each time that it is asked for.
-
-    A tensor depends on its name and ``seed`` alone. Matrices N(0, 1 / columns), tables N(0, 1/50²),
-    gains 1, biases 0.
-    """
+class RandomSource:
+    """Matrices N(0, 0.02²), gains 1 and biases 0, each row from the seed, its tensor's name and
+    its number alone."""
 
     def __init__(self, spec: ModelSpec, seed: int = 0) -> None:
-        self._tensors = {tensor.name: tensor for tensor in tensors(spec)}
-        self._seed = seed
+        self.seed = seed
+        self.shapes = {tensor.name: tensor.shape for tensor in shapes.tensors(spec)}
 
-    def __getitem__(self, name: str) -> StoredTensor:
-        tensor = self._tensors[name]
-        cols = tensor.shape[-1]
-        if len(tensor.shape) == 1:
-            fill = 0.0 if name.endswith(".bias") else 1.0
-            values = np.full(cols, fill, dtype=np.float32)
-        else:
-            generator = np.random.default_rng((self._seed, zlib.crc32(name.encode())))
-            values = generator.standard_normal(tensor.size, dtype=np.float32)
-            values *= np.float32(0.02 if tensor.lookup else cols**-0.5)
-        return StoredTensor(NUMBERS["F32"], tensor.size // cols, cols, values.view(np.uint8))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    def rows(self, name: str, index: slice | NDArray[np.intp]) -> Floats:
+        shape = self.shapes[name]
+        if len(shape) == 1:
+            value = 1.0 if name.endswith(".weight") else 0.0
+            return np.full((1, shape[0]), value, dtype=np.float32)
+        numbers = np.arange(shape[0])[index]
+        made = np.empty((len(numbers), shape[1]), dtype=np.float32)
+        named = zlib.crc32(name.encode())
+        for row, number in zip(made, numbers.tolist(), strict=True):
+            generator = np.random.Generator(np.random.SFC64([self.seed, named, number]))
+            generator.standard_normal(dtype=np.float32, out=row)
+        made *= _DEVIATION
+        return made

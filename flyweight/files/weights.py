@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flyweight.files.blocks import NUMBERED, Floats, dequantise
+from flyweight.files.random_weights import RandomSource
 from flyweight.files.tensors import Bits, Kind, Tensors
 from flyweight.spec.model import ModelSpec
 from flyweight.zoo import shapes
@@ -93,6 +94,25 @@ class GgufTensors(Mapping[str, StoredTensor]):
 
     def __len__(self) -> int:
         return len(self._parts)
+
+
+class RandomTensors(Mapping[str, StoredTensor]):
+    """The random tensors of a spec, made when they are asked for."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._source = RandomSource(spec)
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        if name not in self._source.shapes:
+            raise KeyError(name)
+        rows = self._source.rows(name, slice(None))
+        return StoredTensor(NUMBERS["F32"], *rows.shape, rows.reshape(-1).view(np.uint8))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.shapes)
+
+    def __len__(self) -> int:
+        return len(self._source.shapes)
 
 
 class Dequantised:

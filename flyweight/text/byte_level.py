@@ -44,7 +44,7 @@ CUTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-4o", "llama4"), (_GPT4O,)),
 }
 # A word that is a token is that token, whatever the merges make of it.
-_WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"})
+WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"})
 
 
 def byte_level_document(
@@ -92,7 +92,7 @@ def byte_level_document(
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": cut in _WHOLE_WORDS,
+            "ignore_merges": cut in WHOLE_WORDS,
             "vocab": dict(vocab),
             "merges": [list(pair) for pair in merges],
             **({MARK: dict(mark)} if mark else {}),
