@@ -16,6 +16,9 @@
 
 namespace flyweight {
 
+// Numbers of a product's results that a thread works on between two passes over its weights.
+constexpr int64_t kTileNumbers = int64_t{1} << 16;
+
 class Executor {
  public:
   // isa: a name of instruction_sets(), or "" for the best. cache_limit: bytes of all sequences'
@@ -43,6 +46,9 @@ class Executor {
   // whether all were.
   bool feed(std::span<const Feed>, const Consumer&, const std::function<bool()>& stop = {});
 
+  // Throws Error where a feed does not fit.
+  void check_feed(const Feed&) const;
+
   const Program& program() const { return program_; }
   const char* isa() const { return kernels_.isa; }
   int threads() const { return pool_.size(); }
@@ -53,7 +59,7 @@ class Executor {
  private:
   // What a thread works in.
   struct Scratch {
-    Region inputs, norm, tile, attention;
+    Region inputs, row, tile, attention;
   };
   // Work of a row that is wanted: its row in the batch, its feed, its token there.
   struct Wanted {
@@ -63,16 +69,18 @@ class Executor {
   };
 
   void check(std::span<const Feed>) const;
-  void prepare_buffers();
+  // Room for a run of so many rows over caches of so many blocks.
+  void make_room(int64_t tokens, int64_t wanted, int64_t blocks);
   void run(const Consumer&);
+  void choose_chunk(int64_t first);
   void run_steps(const std::vector<Step>&, int thread);
   void run_op(const Step&, int thread);
 
   // rows.cpp
-  void angles(int thread);
+  void angles(int set, Pool::Range rows);
   void embed(const Op&, int thread);
   void norm(const Step&, int thread);
-  void norm_row(const Op&, const float* x, float* y) const;
+  void norm_groups(const Op&, Pool::Range groups, const float* x, float* y) const;
   void activate(const Op&, int thread);
   void add(const Op&, int thread);
   void scale(const Op&, int thread);
@@ -82,24 +90,30 @@ class Executor {
   void prepare(const Step&, int thread);
   void product(const Step&, int thread);
   void gated(const Step&, int thread);
-  struct Inputs {
-    const std::byte* data;
-    size_t stride;
+  // Where a matrix's prepared inputs lie: after `before` bytes per row, `stride` bytes apart.
+  struct InputPlace {
+    size_t before, stride;
+    bool first;  // the first matrix of its format
   };
+  InputPlace input_place(const Op&, size_t matrix) const;
   size_t input_bytes(const Op&) const;
-  void prepare_rows(const Step&, std::byte* out, Pool::Range rows, float* normed) const;
-  Inputs inputs(const Step&, size_t matrix, int thread);
-  void product_tiles(const Step&, size_t matrix, Pool::Range panels, int thread);
+  void prepare_rows(const Step&, std::byte* out, Pool::Range rows, int thread) const;
+  const std::byte* inputs_of(const Step&, int thread);
+  void multiply(const Op&, size_t matrix, const std::byte* inputs, int64_t panel, int64_t count,
+                float* out, int64_t stride) const;
   // attention.cpp
   void store(const Step&, int thread);
   void attention(const Step&, int thread);
   struct Heads;
-  void attend(const Heads&, int64_t head, int64_t first_row, int64_t rows, Pool::Range blocks,
-              float* state, int thread) const;
-  void attend_lone(const Heads&, int thread);
+  void attend(const Heads&, int64_t head, int64_t first, int64_t rows, Pool::Range blocks,
+              float* out, int thread) const;
+  Pool::Range blocks_of(const Heads&, int64_t first, int64_t rows) const;
+  void give(const Heads&, int64_t head, int64_t first, int64_t rows, float* at) const;
   void attend_split(const Heads&, int thread);
-  void attend_rows(const Heads&, int thread);
+  void attend_many(const Heads&, int thread);
   size_t attention_scratch() const;
+  // Of the partial results of few rows, per block of the cache.
+  size_t partial_bytes() const;
   // bytes.cpp
   void ngrams(const Op&, int thread);
   void matches(const Op&, int thread);
@@ -122,7 +136,6 @@ class Executor {
   Weights weights_;
   std::shared_ptr<SequenceShape> shape_;
   std::shared_ptr<CacheAccount> account_;
-  std::mutex busy_;
 
   // --- Of the run at hand
   Batch batch_;
@@ -133,7 +146,7 @@ class Executor {
   // Prepared inputs of many rows, for all threads.
   Region shared_inputs_;
   size_t most_input_bytes_ = 0;
-  int64_t most_norm_width_ = 0;
+  int64_t most_width_ = 0;
   // Partial results of attention over several blocks.
   Region partials_;
   bool rotates_[2] = {false, false};

@@ -46,10 +46,8 @@ Sequence::Sequence(std::shared_ptr<const SequenceShape> shape,
   require(static_cast<int64_t>(frequencies.size()) == p.frequencies, "the model takes ",
           p.frequencies, " frequencies, not ", frequencies.size());
   require(divisor > 0, "the slopes' divisor is ", divisor, "; more than 0 is wanted");
-  block_ = std::min<int64_t>(kBlock, (p.context + 15) / 16 * 16);
+  block_ = std::min<int64_t>(kCacheBlock, (p.context + 15) / 16 * 16);
   for (const Slot& slot : p.slots) {
-    require(slot.head_dim % block_size(cache) == 0, "heads of ", slot.head_dim,
-            " numbers are no whole blocks of a q8_0 cache; take bf16 or f32");
     size_t& bytes = block_bytes_[static_cast<int>(slot.rows)];
     const size_t stride = shape_->kernels->stored_bytes(cache, slot.head_dim);
     bytes = aligned(bytes);
@@ -82,14 +80,14 @@ void Sequence::grow(int set, int64_t positions) {
 void Sequence::reserve(int64_t new_tokens) {
   const int64_t length = this->length() + new_tokens;
   // In blocks, so that decoding allocates once in many tokens.
-  const auto rounded = static_cast<size_t>((length + kBlock - 1) / kBlock * kBlock);
+  const auto rounded = static_cast<size_t>((length + kCacheBlock - 1) / kCacheBlock * kCacheBlock);
   tokens_.reserve(rounded);
   for (auto& match : matches_) match.reserve(tokens_, rounded);
   grow(0, length);
   if (shape_->patch_size == 0) return;
   // Any token may complete a patch.
   const int64_t most = patches() + new_tokens;
-  const auto most_rounded = static_cast<size_t>((most + kBlock - 1) / kBlock * kBlock);
+  const auto most_rounded = static_cast<size_t>((most + kCacheBlock - 1) / kCacheBlock * kCacheBlock);
   patch_ends_.reserve(most_rounded);
   spread_.resize(
       std::max(spread_.size(), most_rounded * static_cast<size_t>(shape_->spread_width)));

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "memory.h"
@@ -13,7 +14,7 @@ namespace flyweight {
 
 // Positions of a block of the cache, and of one call to the attention kernel: a row's result is
 // folded over whole blocks from the first on, however the work is split.
-constexpr int64_t kBlock = 256;
+constexpr int64_t kCacheBlock = 256;
 
 // How a program's sequences are laid out; one for all of them.
 struct SequenceShape {
@@ -24,6 +25,8 @@ struct SequenceShape {
   int64_t patch_size = 0, pooled_width = 0, spread_width = 0;
   // All lengths that matches are looked for, once each.
   std::vector<int64_t> match_lengths;
+  // Held while the executor runs, and by who changes a sequence from outside.
+  mutable std::mutex busy;
 
   SequenceShape(const Program&, const Kernels&);
 };
