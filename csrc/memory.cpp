@@ -61,7 +61,7 @@ Region::Region(size_t bytes, const char* what, bool zero, bool huge) : bytes_(by
     if (data && zero) std::memset(data, 0, bytes);
   }
   if (!data) throw Error(text("there is no memory for ", what, ": ", bytes >> 20, " MiB are wanted"));
-  data_ = {data, Free{mapped}};
+  data_ = std::unique_ptr<std::byte[], Free>(data, Free{mapped});
 }
 
 void release_mapped(const void* begin, size_t bytes) {

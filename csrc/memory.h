@@ -17,7 +17,7 @@ class Region {
 
  private:
   struct Free {
-    size_t mapped = 0;  // 0: from aligned_alloc
+    size_t mapped;  // 0: from aligned_alloc
     void operator()(std::byte*) const;
   };
   std::unique_ptr<std::byte[], Free> data_;

@@ -1,6 +1,7 @@
 // Looked-up context features of tokens, by the definitions of flyweight/text/ngrams.py.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

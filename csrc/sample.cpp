@@ -117,12 +117,11 @@ Sampler::Sampler(Sampling settings, int64_t vocab_size)
 Choice Sampler::choose(float* logits, std::span<const int32_t> history, int64_t made) {
   Choice choice{-1, 0.0, {}};
   double total = 0;
-  std::vector<float> raw;
   const bool reports = settings_.top_logprobs >= 0;
   if (reports) {
     report(logits, choice);
     total = log_sum_exp(logits, vocab_);
-    raw.assign(logits, logits + vocab_);
+    raw_.assign(logits, logits + vocab_);
   }
   if (settings_.repetition_penalty != 1.0f) penalise(logits, history);
   mask(logits, made);
@@ -133,7 +132,7 @@ Choice Sampler::choose(float* logits, std::span<const int32_t> history, int64_t 
   } else {
     choice.token = draw_one(logits, largest, settings_.drawn + static_cast<uint64_t>(made));
   }
-  if (reports) choice.logprob = raw[static_cast<size_t>(choice.token)] - total;
+  if (reports) choice.logprob = raw_[static_cast<size_t>(choice.token)] - total;
   return choice;
 }
 

@@ -60,7 +60,7 @@ class Sampler {
   const Sampling settings_;
   const int64_t vocab_;
   std::vector<std::pair<double, int32_t>> candidates_;
-  std::vector<float> order_;
+  std::vector<float> raw_, order_;
   std::vector<int32_t> ids_;
   std::vector<char> seen_;
 };
