@@ -76,11 +76,13 @@ inline F gelu_tanh(F x) {
   return L::mul(x, sigmoid(L::mul(x, cubic)));
 }
 
+// x - x h for x >= 0 and x h below, h = erfc(|x| / sqrt 2) / 2
 inline F gelu_erf(F x) {
-  float v[16];
-  Lanes::store(v, x);
-  for (float& e : v) e = 0.5f * e * (1.0f + std::erf(e * 0.707106781f));
-  return Lanes::load(v);
+  using L = Lanes;
+  const F size = L::floats(L::iand(L::bits(x), L::iset(0x7fffffff)));
+  const F half = L::mul(L::set(0.5f), upper_tail(size));
+  const F down = L::mul(size, half);
+  return L::sub(L::max(L::set(0.0f), x), down);
 }
 
 inline F relu(F x) {

@@ -41,5 +41,19 @@ inline F sigmoid(F x) {
   return L::div(one, L::add(one, exponential(L::sub(L::set(0.0f), x))));
 }
 
+// erfc(x / sqrt 2) for x >= 0, within 4e-7 of itself: with t = 1 / (1 + 0.4 z), z = x / sqrt 2, it
+// is t P(t) e^(-z^2), P fitted (least largest relative error 8e-9) over 0 <= z <= 10.
+inline F upper_tail(F x) {
+  using L = Lanes;
+  constexpr float kP[] = {-0.0292053707f, 0.195900619f, -0.493843704f, 0.540810883f,
+                          -0.278857827f,  0.269110084f, 0.13070111f,   0.214700341f,
+                          0.224978328f,   0.225705564f};
+  const F one = L::set(1.0f);
+  const F t = L::div(one, L::fma(x, L::set(0.4f * 0.707106781f), one));
+  F p = L::set(kP[0]);
+  for (int i = 1; i < 10; ++i) p = L::fma(p, t, L::set(kP[i]));
+  return L::mul(L::mul(p, t), exponential(L::mul(L::mul(x, L::set(-0.5f)), x)));
+}
+
 }  // namespace
 }  // namespace flyweight
