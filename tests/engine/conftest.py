@@ -1,170 +1,133 @@
-"""Small models of every family with weights that are nowhere zero, and real text for them."""
+"""The kernels' module, their instruction sets, and matrices in ggml's formats."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-torch = pytest.importorskip("torch")
+Array = NDArray[Any]
 
-from flyweight.files.weights import StoredTensor  # noqa: E402
-from flyweight.model.decoder import Decoder  # noqa: E402
-from flyweight.spec.model import ModelSpec  # noqa: E402
-from flyweight.zoo import catalog  # noqa: E402
-
-EOT = 257
-PATCHES = {"kind": "patches", "width": 24, "hidden": 40, "size": 6, "decoder_depth": 2}
-FEATURES = {
-    "ngrams": {"orders": [2, 3, 5], "rows": 64, "dim": 6},
-    "matches": {"lengths": [1, 3, 6]},
-}
-_TOKENS: dict[str, Any] = {
-    "vocab_size": 258,
-    "width": 32,
-    "depth": 2,
-    "context": 128,
-    "attention": {"heads": 4, "kv_heads": 2},
-    "feedforward": {"kind": "swiglu", "hidden": 48},
-}
-_LONG = {"kind": "longrope", "original": 24, "short": [1.0, 1.3], "long": [2.5, 7.0]}
-# What the zoo's own entries do not have between them.
-KINDS: dict[str, dict[str, Any]] = {
-    "features": FEATURES,
-    "features, scaled": {**FEATURES, "scale": {"embedding": 3.0}},
-    "fixed patches": {"input": {**PATCHES, "patch": "fixed"}},
-    "word patches": {"input": {**PATCHES, "patch": "word", "front_depth": 1}, **FEATURES},
-    "patches, layer norm": {
-        "input": {**PATCHES, "patch": "word"},
-        "norm": {"kind": "layer", "bias": True},
-        "feedforward": {"kind": "gelu-exact", "hidden": 40, "bias": True},
-    },
-    "window, patches": {
-        "attention": {"heads": 4, "window": 3, "qk_norm": True},
-        "input": {**PATCHES, "patch": "word"},
-    },
-    "no position": {"position": {"kind": "none"}},
-    "window": {"attention": {"heads": 4, "kv_heads": 2, "window": 7}},
-    "window, alibi": {"attention": {"heads": 6, "window": 7, "head_dim": 8}, "width": 48}
-    | {"position": {"kind": "alibi"}},
-    "interpolated alibi": {
-        "position": {"kind": "alibi", "scaling": {"kind": "linear", "original": 24}}
-    },
-    "parallel": {
-        "branches": "parallel",
-        "logit_bias": True,
-        "scale": {"logits": 0.5, "residual": 0.7},
-        "position": {"fraction": 0.5, "layout": "interleaved"},
-    },
-    "gains on queries and keys": {
-        "attention": {"heads": 4, "kv_heads": 2, "qk_norm": True, "qk_gain": True},
-    },
-    "shared, squared ReLU": {
-        "depth": 3,
-        "share": {"feedforward": "interior", "lora_rank": 3},
-        "feedforward": {"kind": "relu2", "hidden": 48, "bias": True},
-        "scale": {"residual": 0.3},
-    },
-    "no output bias": {"attention": {"heads": 4, "bias": True, "output_bias": False}},
-    "exact gelu": {"feedforward": {"kind": "gelu-exact", "hidden": 48}},
-    "linear": {"position": {"scaling": {"kind": "linear", "factor": 4.0}}},
-    "dynamic": {"position": {"scaling": {"kind": "dynamic", "factor": 4.0, "original": 24}}},
-    "llama3": {"position": {"scaling": {"kind": "llama3", "factor": 8.0, "original": 32}}},
-    "longrope": {"position": {"fraction": 0.5, "scaling": _LONG}},
-}
+# ggml's numbers.
+F32, F16, BF16 = 0, 1, 30
+Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL = 2, 3, 6, 7, 8, 20
+Q4_K, Q5_K, Q6_K = 12, 13, 14
+FLOATS = (F32, F16, BF16)
+QUANTISED = (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, Q4_K, Q5_K, Q6_K)
+FORMATS = FLOATS + QUANTISED
+# Where the fp16 scales of a block are, and where its codes (the fifth and sixth bits too).
+SCALES = {
+    Q4_0: (0,), Q4_1: (0, 2), Q5_0: (0,), Q5_1: (0, 2), Q8_0: (0,), IQ4_NL: (0,),
+    Q4_K: (0, 2), Q5_K: (0, 2), Q6_K: (208,),
+}  # fmt: skip
+CODES = {Q4_1: 4, Q5_1: 4, Q4_K: 16, Q5_K: 16}
 
 
-def reduced(name: str) -> dict[str, Any]:
-    """The zoo's spec ``name`` with every part it has, few layers and small widths."""
-    values = catalog.get(name).spec.values()
-    repeat = values["share"]["repeat"]
-    values["depth"] = 5 if values["share"]["feedforward"] == "interior" else 3 if repeat == 1 else 2
-    values["vocab_size"] = 258 if values["vocab_size"] == 258 else 300
-    values["context"] = 96
-    attention = values["attention"]
-    groups = attention["heads"] // (attention.get("kv_heads") or attention["heads"])
-    heads = 2 * groups
-    values["width"] = heads * 16
-    attention["heads"] = heads
-    if "kv_heads" in attention:
-        attention["kv_heads"] = 2
-    if "head_dim" in attention:
-        attention["head_dim"] = 24
-    values["feedforward"]["hidden"] = 72
-    if values["input"]["kind"] == "patches":
-        values["input"] |= {"width": 24, "hidden": 40}
-    if "ngrams" in values:
-        values["ngrams"] |= {"rows": 64, "dim": 6}
-    if "scaling" in values["position"]:
-        values["position"]["scaling"] |= {"original": 24}
-    return values
-
-
-def covered() -> list[str]:
-    """The zoo's entries that the engine runs, one for each different reduced shape."""
-    seen: dict[str, str] = {}
-    for name in catalog.names():
-        if catalog.get(name).spec.input.kind != "slots":
-            seen.setdefault(repr(reduced(name)), name)
-    return list(seen.values())
-
-
-def build(values: dict[str, Any], seed: int = 0) -> Decoder:
-    model = Decoder(ModelSpec.parse({**_TOKENS, **values}))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            wide = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.2
-            noise = torch.randn(parameter.shape, generator=generator) * wide
-            parameter.copy_(noise if parameter.ndim > 1 else parameter + noise)
-    return model.eval()
-
-
-def stored(decoder: Decoder) -> dict[str, StoredTensor]:
-    """The decoder's tensors in float32, as the engine takes them."""
-    found = {}
-    for name, tensor in decoder.state_dict().items():
-        values = np.ascontiguousarray(tensor.numpy())
-        rows = 1 if values.ndim == 1 else len(values)
-        data = values.view(np.uint8).reshape(-1)
-        found[name] = StoredTensor(0, rows, values.size // rows, data)
-    return found
-
-
-CASES = {**{f"zoo: {name}": name for name in covered()}, **KINDS}
-
-
-def case(name: str, seed: int = 0) -> Decoder:
-    given = CASES[name]
-    return build(reduced(given) if isinstance(given, str) else given, seed)
-
-
-@pytest.fixture(scope="session", params=list(CASES))
-def decoder(request: pytest.FixtureRequest) -> Decoder:
-    """Each family of the zoo, reduced, and what none of them has."""
-    return case(request.param)
+def load_kernels() -> ModuleType:
+    for name in ("flyweight.engine._native", "flyweight_kernels"):
+        try:
+            module = __import__(name, fromlist=["kernels"])
+        except ImportError:
+            continue
+        return module.kernels
+    pytest.skip("the engine's native module is not built")
 
 
 @pytest.fixture(scope="session")
-def make() -> Callable[..., Decoder]:
-    return build
+def kernels() -> ModuleType:
+    return load_kernels()
 
 
-@pytest.fixture(scope="session")
-def tensors_of() -> Callable[[Decoder], dict[str, StoredTensor]]:
-    return stored
+@pytest.fixture(params=["amx", "avx512", "avx2vnni", "avx2", "portable"])
+def isa(request: pytest.FixtureRequest, kernels: ModuleType) -> str:
+    if request.param not in kernels.instruction_sets():
+        pytest.skip(f"this processor or build has no {request.param}")
+    return str(request.param)
 
 
-@pytest.fixture(scope="session")
-def source() -> bytes:
-    return Path(str(textwrap.__file__)).read_bytes()
+def quants() -> ModuleType:
+    return pytest.importorskip("gguf.quants", reason="needs the gguf package as the oracle")
 
 
-@pytest.fixture(scope="session")
-def tokens(source: bytes) -> list[int]:
-    """Sixty tokens of the standard library's source as bytes, an end of text before them."""
-    return [EOT, *source[1500:1559]]
+def dequantise(kernels: ModuleType, format_: int, rows: Array) -> Array:
+    """Rows of bytes as float32, by the gguf package."""
+    if format_ == F32:
+        return rows.view(np.float32)
+    if format_ == F16:
+        return rows.view(np.float16).astype(np.float32)
+    if format_ == BF16:
+        return (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    module = quants()
+    kind = module.GGMLQuantizationType(format_)
+    return module.dequantize(rows, kind)
+
+
+def random_rows(
+    kernels: ModuleType, format_: int, rows: int, cols: int, rng: np.random.Generator
+) -> Array:
+    """A matrix (rows, cols) of every code there is, as uint8 (rows, bytes); finite scales, some
+    of them 0, denormal, negative or large."""
+    if format_ in FLOATS:
+        x = rng.standard_normal((rows, cols)) * 10.0 ** rng.integers(-3, 3, (rows, 1))
+        x[rng.random((rows, cols)) < 0.05] = 0.0
+        x[rng.random((rows, cols)) < 0.05] *= 1e-6
+        if format_ == F16:
+            return np.ascontiguousarray(x.astype(np.float16)).view(np.uint8)
+        x32 = np.ascontiguousarray(x.astype(np.float32))
+        if format_ == F32:
+            return x32.view(np.uint8)
+        return np.ascontiguousarray((x32.view(np.uint32) >> 16).astype(np.uint16)).view(np.uint8)
+    size, width = kernels.block_size(format_), kernels.block_bytes(format_)
+    blocks = rng.integers(0, 256, (rows, cols // size, width), dtype=np.uint8)
+    for at in SCALES[format_]:
+        scale = rng.standard_normal(blocks.shape[:2]) * 10.0 ** rng.integers(-3, 2, (rows, 1))
+        kind = rng.random(blocks.shape[:2])
+        scale[kind < 0.05] = 0.0
+        scale[(kind >= 0.05) & (kind < 0.1)] = 2.0**-22
+        blocks[:, :, at : at + 2] = scale.astype(np.float16)[..., None].view(np.uint8)
+    return np.ascontiguousarray(blocks.reshape(rows, -1))
+
+
+def magnitudes(kernels: ModuleType, format_: int, rows: Array) -> Array:
+    """|d code| + |minimum| of every number: what a product's rounding errors are relative to."""
+    values = dequantise(kernels, format_, rows).astype(np.float64)
+    if format_ not in CODES:
+        return np.abs(values)
+    size, width = kernels.block_size(format_), kernels.block_bytes(format_)
+    blocks = rows.reshape(rows.shape[0], -1, width).copy()
+    blocks[:, :, CODES[format_] :] = 0
+    low = dequantise(kernels, format_, blocks.reshape(rows.shape)).astype(np.float64)
+    return np.abs(low) + np.abs(values - low)
+
+
+def inputs_as_read(kernels: ModuleType, isa: str, format_: int, x: Array) -> Array:
+    """What the products see of x: 8-bit blocks or bf16 as float64, from the prepared rows."""
+    tokens, cols = x.shape
+    prepared = np.asarray(kernels.prepare(isa, format_, x))
+    if format_ in QUANTISED:
+        blocks = cols // 32
+        codes = prepared[:, :cols].view(np.int8).reshape(tokens, blocks, 32)
+        scales = np.ascontiguousarray(prepared[:, cols : cols + 4 * blocks]).view(np.float32)
+        return (codes * scales.astype(np.float64)[..., None]).reshape(tokens, cols)
+    if prepared.shape[1] < 4 * cols:
+        halves = np.ascontiguousarray(prepared[:, : 2 * cols]).view(np.uint16)
+        return (halves.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return np.ascontiguousarray(prepared[:, : 4 * cols]).view(np.float32).astype(np.float64)
+
+
+def multiply(
+    kernels: ModuleType, isa: str, format_: int, rows: Array, x: Array
+) -> tuple[Array, Callable[[int, int, Array], Array]]:
+    """x Wᵀ, and the same for some rows and tokens alone."""
+    cols = x.shape[1]
+    panels = kernels.pack(isa, format_, rows.shape[0], cols, rows.reshape(-1))
+
+    def part(first: int, count: int, some: Array) -> Array:
+        inputs = kernels.prepare(isa, format_, some)
+        return np.asarray(kernels.product(isa, format_, cols, panels, first, count, inputs))
+
+    return part(0, rows.shape[0], x), part
