@@ -9,18 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from flyweight.files.huggingface import as_ours, is_huggingface_folder, open_source
-from flyweight.files.model_folder import TOKENIZER, WEIGHTS, is_model_folder, read_family, read_spec
-from flyweight.files.run import RunFolder, read_checkpoint_state
-from flyweight.files.tensors import TensorFile, Tensors
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.table import nearest
-from flyweight.text.load import load_tokenizer
 from flyweight.text.talk import Talker
 from flyweight.zoo import catalog
 
 if TYPE_CHECKING:
+    from flyweight.files.run import RunFolder
+    from flyweight.files.tensors import Tensors
     from flyweight.files.weights import StoredTensor
     from flyweight.text.tokenizer import Tokenizer
 
@@ -129,6 +126,8 @@ class Stored(NamedTuple):
     def words(self) -> Tokenizer:
         """The tokenizer; for a name of the zoo one that stands in for it."""
         if self.tokenizer is not None:
+            from flyweight.text.load import load_tokenizer
+
             return load_tokenizer(self.tokenizer)
         from flyweight.text.gguf_tokens import placeholder
 
@@ -137,13 +136,21 @@ class Stored(NamedTuple):
 
 def stored(name: str, notice: Notice = _warn) -> Stored:
     """What ``name`` stands for. Raises FlyweightError where there is no model."""
+    from flyweight.files.model_folder import is_model_folder, read_family
+    from flyweight.files.tensors import TensorFile
+
     path = Path(name).expanduser()
     called = Path(os.path.abspath(path)).name
     if path.is_file() and is_gguf(path):
         return _from_gguf(name, path, notice)
     if not path.exists() and name in catalog.names():
         return _random(name, notice)
-    if is_huggingface_folder(path) and not (path / "run.toml").is_file():
+    # Each kind's own code is imported for it alone.
+    if (path / "config.json").is_file() and not (
+        is_model_folder(path) or (path / "run.toml").is_file()
+    ):
+        from flyweight.files.huggingface import as_ours, open_source
+
         source = open_source(path)
         model = as_ours(source)
         return Stored(name, called, source.family, model.spec, path, model, path)
@@ -179,6 +186,9 @@ def _random(name: str, notice: Notice) -> Stored:
 
 def _locate(name: str) -> tuple[ModelSpec, Path, Path]:
     """(spec, weights file, tokenizer file) of what ``name`` stands for."""
+    from flyweight.files.model_folder import TOKENIZER, WEIGHTS, is_model_folder, read_spec
+    from flyweight.files.run import RunFolder
+
     path = Path(name).expanduser()
     at = re.fullmatch(r"(.+)@(\d+)", name)
     if not path.exists() and at:
@@ -212,6 +222,9 @@ def _siblings(path: Path) -> list[str]:
 
 
 def _from_run(run: RunFolder, step: int) -> tuple[ModelSpec, Path, Path]:
+    from flyweight.files.model_folder import TOKENIZER, WEIGHTS
+    from flyweight.files.run import read_checkpoint_state
+
     if step not in run.steps():
         have = ", ".join(str(s) for s in run.steps()) or "none"
         raise FlyweightError(f"{run.path} has no checkpoint at step {step}; it has: {have}")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flyweight.engine.compile import compile_model
 from flyweight.engine.emit import Tensors
 from flyweight.engine.positions import Reading, reading
+from flyweight.engine.program import Kind, Program
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.position import LongRope
@@ -42,6 +43,27 @@ class Memory(NamedTuple):
     buffers: int
 
 
+class _Read:
+    """What a program reads for one token."""
+
+    def __init__(self, program: Program) -> None:
+        used = {w for op in program.ops for w in op.weights if w >= 0}
+        weights = [program.weights[w] for w in used]
+        self._weights = sum(w.data.size for w in weights if w.kind != "table")
+        self._pooled = any(op.kind == Kind.POOL for op in program.ops)
+        windows = {op.ints[0]: op.ints[5] for op in program.ops if op.kind == Kind.ATTENTION}
+        self._slots = [
+            (2 * slot.kv_heads * slot.head_dim, windows[i]) for i, slot in enumerate(program.slots)
+        ]
+
+    def per_token(self, length: int, cache: int) -> int | None:
+        if self._pooled:
+            return None
+        size = {0: 4.0, 30: 2.0, 8: 34 / 32}[cache]
+        seen = ((n, min(length, window or length)) for n, window in self._slots)
+        return self._weights + round(sum(n * positions * size for n, positions in seen))
+
+
 class NativeModel(Talker):
     """The protocol that ``flyweight.load`` returns, over a compiled program.
 
@@ -66,12 +88,13 @@ class NativeModel(Talker):
         self.name, self.spec, self.tokenizer = name, spec, tokenizer
         self._cache = CACHES[cache]
         isa = os.environ.get("FLYWEIGHT_ISA", "")
-        _check_isa(isa, _native.instruction_sets())
+        _check_isa(isa, _native.kernels.instruction_sets())
         program = compile_model(spec, tensors)
+        self._bytes = _Read(program)
         self._native: Any = _native
-        self._executor = _native.Executor(program, threads or _processors(), isa)
-        # The sequence of the last call, for one that begins with the same tokens.
-        self._kept: tuple[Any, Reading] | None = None
+        self._executor = _native.Executor(program, threads or _native.available_processors(), isa)
+        # The last call's sequence and its tokens, for a call that begins with the same.
+        self._kept: tuple[Any, list[int], Reading] | None = None
 
     @property
     def isa(self) -> str:
@@ -86,6 +109,11 @@ class NativeModel(Talker):
         """As it is now: buffers grow to the longest call so far."""
         run = self._executor
         return Memory(run.weight_bytes, run.cache_bytes, run.buffer_bytes)
+
+    def read_bytes(self, length: int) -> int | None:
+        """Bytes of weights and cache that the token after ``length`` others reads, each weight
+        once however often it is used. None where bytes are pooled: most read less."""
+        return self._bytes.per_token(length, self._cache)
 
     # Generating
 
@@ -104,7 +132,7 @@ class NativeModel(Talker):
                         # Keys under the other factors are of no use.
                         sequence = self._begin(now)
                     else:
-                        sequence.read(now.frequencies, now.gain, now.divisor)
+                        sequence.set_positions(now.frequencies, now.gain, now.divisor)
                     read = now
                 count = min(self._stage(length), sampling.max_tokens - made)
                 wanted = made + count
@@ -122,7 +150,7 @@ class NativeModel(Talker):
                     read = reading(self.spec, len(history))
                     sequence = self._begin(read)
         finally:
-            self._kept = sequence, read
+            self._kept = sequence, history, read
 
     def _stage(self, length: int) -> int:
         """How many tokens can be chosen after ``length`` before anything but the tokens changes:
@@ -145,7 +173,7 @@ class NativeModel(Talker):
         top: int | None,
     ) -> Generator[Step, None, None]:
         """Up to ``count`` tokens after ``history``, of which the sequence holds a part."""
-        tokenizer, most = self.tokenizer, np.iinfo(np.int32).max
+        tokenizer = self.tokenizer
         run = self._native.Generation(self._executor)
         stream = run.add(
             sequence,
@@ -153,23 +181,24 @@ class NativeModel(Talker):
             max_tokens=count,
             min_tokens=max(0, min(count, sampling.min_tokens - made)),
             temperature=sampling.temperature,
-            top_k=min(sampling.top_k or 0, most),
+            top_k=min(sampling.top_k or 0, self.spec.vocab_size),
             top_p=1.0 if sampling.top_p is None else sampling.top_p,
             min_p=sampling.min_p or 0.0,
             repetition_penalty=sampling.repetition_penalty or 1.0,
-            # Each stage draws from a stream of its own, the first from the seed's.
-            seed=(sampling.seed + made * 0x9E3779B97F4A7C15) % (1 << 64),
-            eot=-1 if tokenizer.eot_id is None else tokenizer.eot_id,
+            seed=sampling.seed,
+            drawn=made,
+            stops=[] if tokenizer.eot_id is None else [tokenizer.eot_id],
             never=[] if tokenizer.pad_id is None else [tokenizer.pad_id],
             vocabulary=min(tokenizer.vocab_size, self.spec.vocab_size),
             top_logprobs=-1 if top is None else top,
         )
         try:
-            while True:
-                steps, ended = run.next(1)
-                yield from (Step(*each) for each in steps)
-                if ended:
-                    return
+            ended = False
+            while not ended:
+                for _, tokens, logprobs, tops, finish in run.next(1):
+                    for token, logprob, likeliest in zip(tokens, logprobs, tops, strict=True):
+                        yield Step(token) if top is None else Step(token, logprob, tuple(likeliest))
+                    ended = finish is not None
         finally:
             run.cancel(stream)
 
@@ -179,13 +208,12 @@ class NativeModel(Talker):
         kept, self._kept = self._kept, None
         steady = self.spec.position.original is None
         steady |= isinstance(self.spec.position.scaling, LongRope)
-        if kept is not None and steady and _same(kept[1], read):
-            sequence = kept[0]
-            held = np.asarray(sequence.tokens)
+        if kept is not None and steady and _same(kept[2], read):
+            sequence, before, _ = kept
             # The last token is read again: its logits are wanted.
-            most = min(len(held), len(history) - 1)
-            differs = np.flatnonzero(held[:most] != np.array(history[:most], dtype=held.dtype))
-            sequence.truncate(int(differs[0]) if len(differs) else most)
+            most = min(sequence.length, len(history) - 1)
+            same = next((i for i in range(most) if before[i] != history[i]), most)
+            sequence.truncate(same)
             return sequence, read
         return self._begin(read), read
 
@@ -214,12 +242,6 @@ class NativeModel(Talker):
 
 def _same(one: Reading, other: Reading) -> bool:
     return one[1:] == other[1:] and np.array_equal(one.frequencies, other.frequencies)
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_isa(isa: str, known: list[str]) -> None:
