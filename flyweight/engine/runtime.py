@@ -91,7 +91,7 @@ class NativeModel(Talker):
         _check_isa(isa, _native.kernels.instruction_sets())
         program = compile_model(spec, tensors)
         self._bytes = _Read(program)
-        self._native: Any = _native
+        self._native = _native
         self._executor = _native.Executor(program, threads or _native.available_processors(), isa)
         # The last call's sequence and its tokens, for a call that begins with the same.
         self._kept: tuple[Any, list[int], Reading] | None = None
@@ -132,7 +132,7 @@ class NativeModel(Talker):
                         # Keys under the other factors are of no use.
                         sequence = self._begin(now)
                     else:
-                        sequence.set_positions(now.frequencies, now.gain, now.divisor)
+                        sequence.set_positions(now.frequencies.tolist(), now.gain, now.divisor)
                     read = now
                 count = min(self._stage(length), sampling.max_tokens - made)
                 wanted = made + count
@@ -218,7 +218,7 @@ class NativeModel(Talker):
         return self._begin(read), read
 
     def _begin(self, read: Reading) -> Any:
-        return self._executor.begin(read.frequencies, read.gain, read.divisor, self._cache)
+        return self._executor.begin(read.frequencies.tolist(), read.gain, read.divisor, self._cache)
 
     # Scoring
 
@@ -232,8 +232,8 @@ class NativeModel(Talker):
             # All rows of a batch count as long as the longest.
             read = reading(self.spec, max(window.length for window in some))
             sequences = [self._begin(read) for _ in some]
-            tokens = [ids[w.begin : w.begin + w.length].astype(np.int32) for w in some]
-            targets = [ids[w.begin + 1 : w.begin + w.length + 1].astype(np.int32) for w in some]
+            tokens = [ids[w.begin : w.begin + w.length].tolist() for w in some]
+            targets = [ids[w.begin + 1 : w.begin + w.length + 1].tolist() for w in some]
             found = self._executor.score(sequences, tokens, targets)
             for (begin, length, new), own in zip(some, found, strict=True):
                 scores[begin + new : begin + length] = np.asarray(own)[new:]

@@ -106,7 +106,8 @@ class RandomTensors(Mapping[str, StoredTensor]):
         if name not in self._source.shapes:
             raise KeyError(name)
         rows = self._source.rows(name, slice(None))
-        return StoredTensor(NUMBERS["F32"], *rows.shape, rows.reshape(-1).view(np.uint8))
+        data = rows.reshape(-1).view(np.uint8)
+        return StoredTensor(NUMBERS["F32"], rows.shape[0], rows.shape[1], data)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._source.shapes)

@@ -108,7 +108,7 @@ def fresh_prompt(tokenizer: Tokenizer, length: int, seed: int) -> list[int]:
             word = generator.integers(97, 123, generator.integers(1, 10))
             text += word.astype(np.uint8).tobytes() + b" "
         return list(text[:length])
-    ids = []
+    ids: list[int] = []
     while len(ids) < length:
         id = int(generator.integers(tokenizer.vocab_size))
         if tokenizer.token_bytes(id):
