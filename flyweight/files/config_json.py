@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from flyweight.spec.errors import ConfigurationError, FlyweightError
 from flyweight.spec.model import ModelSpec
+from flyweight.spec.position import longrope_gain
 from flyweight.spec.table import nearest
 
 # Under this key our own exports say which copies are one body.
@@ -253,18 +254,12 @@ def _longrope(rope: _Config, context: int, before: Any) -> dict[str, Any]:
         # A factor beside the lists is the lengthening that the attention's gain follows from.
         factor = rope.number("factor")
         if factor != context / scaling["original"]:
-            scaling["attention"] = _longrope_gain(factor, scaling["original"])
+            scaling["attention"] = longrope_gain(factor, scaling["original"])
     rope.read.update(("attention_factor", "factor"))
     for name in ("short_mscale", "long_mscale"):
         if rope.values.get(name) is not None:
             raise FlyweightError(f"{rope.path}: {name} is not supported")
     return scaling
-
-
-def _longrope_gain(factor: float, original: int) -> float:
-    from math import log, sqrt
-
-    return sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
 
 
 _SCALINGS: dict[str, Callable[[_Config, int, Any], dict[str, Any]]] = {

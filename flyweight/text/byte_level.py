@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flyweight.spec.errors import CorruptFileError, FlyweightError
+from flyweight.text.document import BYTE_LEVEL, added_token, bpe, tokenizer_json
 from flyweight.text.tokenizer import MARK, byte_characters
 
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -57,47 +58,19 @@ def byte_level_document(
     normalizer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A tokenizer.json, parsed. ``cut`` is a key of CUTS; ``mark`` see SubwordTokenizer."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [(name, True) for name in special] + [(name, False) for name in user_defined]
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": False,
-    }
     splits: list[dict[str, Any]] = [
         {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
         for regex in CUTS[cut]
     ]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": sorted(
-            (
-                {"id": vocab[name], "content": name, **flags, "special": is_special}
-                for name, is_special in added
-            ),
-            key=lambda token: token["id"],
-        ),
-        "normalizer": dict(normalizer) if normalizer else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": cut in _WHOLE_WORDS,
-            "vocab": dict(vocab),
-            "merges": [list(pair) for pair in merges],
-            **({MARK: dict(mark)} if mark else {}),
-        },
-    }
+    model = bpe(vocab, merges, ignore_merges=cut in _WHOLE_WORDS)
+    return tokenizer_json(
+        {**model, MARK: dict(mark)} if mark else model,
+        [added_token(*each) for each in sorted((vocab[n], n, s) for n, s in added)],
+        decoder=BYTE_LEVEL,
+        normalizer=dict(normalizer) if normalizer else None,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [*splits, BYTE_LEVEL]},
+    )
 
 
 # Slow tokenizers of transformers whose files are a vocabulary and merges: cut, and normaliser.
