@@ -7,6 +7,7 @@ refused by its name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import nextafter
 from typing import Any, NamedTuple
 
 from flyweight.spec.errors import ConfigurationError, FlyweightError
@@ -132,6 +133,9 @@ def describe(values: dict[str, Any], path: str = "config.json") -> Described:
             " take the checkpoint in 16 or 32 bits"
         )
     layout, read = READERS[kind]
+    # CodeGen2 goes by CodeGen's model_type and brings code that lays out heads in its own way.
+    if kind == "codegen" and config.table("auto_map"):
+        layout = "codegen2"
     spec = read(config)
     share = config.table(SHARE)
     if share:
@@ -365,8 +369,6 @@ def _gpt2(config: _Config) -> dict[str, Any]:
     config.only("scale_attn_by_inverse_layer_idx", False)
     config.only("add_cross_attention", False)
     width = config.whole("n_embd")
-    kinds = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu-exact"}
-    kind = config.only("activation_function", *kinds) or "gelu_new"
     return {
         "vocab_size": config.whole("vocab_size"),
         "width": width,
@@ -380,11 +382,48 @@ def _gpt2(config: _Config) -> dict[str, Any]:
         "position": {"kind": "learned"},
         "attention": {"heads": config.whole("n_head"), "bias": True},
         "feedforward": {
-            "kind": kinds[kind],
+            "kind": _gelu(config),
             "hidden": config.whole("n_inner", default=4 * width),
             "bias": True,
         },
         "tie_embeddings": config.flag("tie_word_embeddings", default=True),
+    }
+
+
+def _gelu(config: _Config) -> str:
+    kinds = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu-exact"}
+    return kinds[config.only("activation_function", *kinds) or "gelu_new"]
+
+
+def _codegen(config: _Config) -> dict[str, Any]:
+    config.only("scale_attn_weights", True)
+    width, heads = config.whole("n_embd"), config.whole("n_head")
+    head, rotary = max(1, width // heads), config.whole("rotary_dim", default=64)
+    config.only("head_dim", head)
+    fraction = rotary / head
+    # The head's dimensions times it, rounded down, are to be rotary again.
+    if int(head * fraction) < rotary:
+        fraction = nextafter(fraction, 2.0)
+    return {
+        "vocab_size": config.whole("vocab_size"),
+        "width": width,
+        "depth": config.whole("n_layer"),
+        "context": config.whole("n_positions"),
+        "norm": {
+            "kind": "layer",
+            "eps": config.number("layer_norm_epsilon", default=1e-5),
+            "bias": True,
+        },
+        "position": {"fraction": fraction, "layout": "interleaved"},
+        "attention": {"heads": heads},
+        "feedforward": {
+            "kind": _gelu(config),
+            "hidden": config.whole("n_inner", default=4 * width),
+            "bias": True,
+        },
+        "branches": "parallel",
+        "logit_bias": True,
+        "tie_embeddings": config.flag("tie_word_embeddings"),
     }
 
 
@@ -450,6 +489,7 @@ def _geb(config: _Config) -> dict[str, Any]:
 # By model_type: the layout of the names, and who reads the configuration.
 READERS: dict[str, tuple[str, Callable[[_Config], dict[str, Any]]]] = {
     "btlm": ("btlm", _btlm),
+    "codegen": ("codegen", _codegen),
     "geblm": ("geb", _geb),
     "glm": ("glm", _glm),
     "gpt2": ("gpt2", _gpt2),

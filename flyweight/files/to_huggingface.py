@@ -63,9 +63,9 @@ class Exported:
 
     def _factor(self, name: str) -> float:
         scale = self.spec.scale
-        if name == "embedding.weight":
+        if name in ("embedding.weight", "embedding.positions"):
             return scale.embedding
-        if name == "head.weight":
+        if name.startswith("head."):
             return scale.logits
         branch = name.rpartition(".")[0].endswith((".attention.output", "feedforward.down"))
         return scale.residual if branch else 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from flyweight.model.decoder import Decoder
 from flyweight.model.sample import choose
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
-from flyweight.text.tokenizer import StreamDecoder, Tokenizer
+from flyweight.text.tokenizer import StreamDecoder, Tokenizer, require_id
 
 # Tokens scored at a time; bounds memory whatever the text's length.
 _SCORED_AT_ONCE = 8192
@@ -27,7 +27,7 @@ class TorchModel:
 
     def generate(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[int] = "",
         max_tokens: int = 128,
         min_tokens: int = 0,
         temperature: float = 0.0,
@@ -36,14 +36,17 @@ class TorchModel:
         seed: int = 0,
         stop: list[str] | None = None,
     ) -> str:
-        """The continuation of ``prompt``, alone. Stop strings are left out of it."""
+        """The continuation of ``prompt``, alone. Stop strings are left out of it.
+
+        A prompt of ids (``text.infill``) is taken as it is.
+        """
         return "".join(
             self.stream(prompt, max_tokens, min_tokens, temperature, top_k, top_p, seed, stop)
         )
 
     def stream(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[int] = "",
         max_tokens: int = 128,
         min_tokens: int = 0,
         temperature: float = 0.0,
@@ -55,7 +58,7 @@ class TorchModel:
         """Pieces of the continuation as they come; together they equal ``generate``'s."""
         _check_sampling(max_tokens, min_tokens, temperature, top_k, top_p, seed)
         _check_stop(stop)
-        ids = self._encode(prompt)
+        ids = self._encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
         if not ids:
             raise FlyweightError("the prompt is empty, and this tokenizer puts nothing before it")
         pieces = StreamDecoder(self.tokenizer)
@@ -91,6 +94,11 @@ class TorchModel:
 
     def _encode(self, text: str, bos: bool | None = None) -> list[int]:
         return self.tokenizer.encode(text, bos=self.tokenizer.add_bos if bos is None else bos)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        for id in ids:
+            require_id(id, self.tokenizer.vocab_size)
+        return list(ids)
 
     @torch.no_grad()
     def _scores(self, ids: np.ndarray) -> list[float]:

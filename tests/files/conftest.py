@@ -33,6 +33,7 @@ GPT2: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+CODEGEN: dict[str, Any] = GPT2 | {"n_head": 8, "n_ctx": CONTEXT, "rotary_dim": 4}
 _FACTORS = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.0, 2.5, 7.0]}
 # Every class and setting that import and export know: class, configuration class, settings.
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -107,6 +108,12 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_scaling": {"type": "longrope", **_FACTORS},
             "tie_word_embeddings": True,
         },
+    ),
+    "codegen": ("CodeGenForCausalLM", "CodeGenConfig", CODEGEN),
+    "codegen-exact": (
+        "CodeGenForCausalLM",
+        "CodeGenConfig",
+        CODEGEN | {"n_head": 4, "rotary_dim": 12, "n_inner": 40, "activation_function": "gelu"},
     ),
     "gpt2": (
         "GPT2LMHeadModel",

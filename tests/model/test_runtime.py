@@ -73,6 +73,17 @@ def test_greedy_text_is_the_argmax_of_a_full_forward_pass(decoder: Make) -> None
     assert model.generate("def f", max_tokens=16, seed=5) == text, "greedy has no chance in it"
 
 
+def test_a_prompt_may_be_ids(decoder: Make) -> None:
+    model = talking(decoder)
+    ids = model.tokenizer.encode("def f", bos=True)
+    assert model.generate(ids, 12) == model.generate("def f", 12)
+    assert model.generate(ids[1:], 12) != model.generate(ids, 12)
+    with pytest.raises(FlyweightError, match="token id 258 is outside"):
+        model.generate([EOT, 258], 12)
+    with pytest.raises(FlyweightError, match="prompt is empty"):
+        model.generate([], 12)
+
+
 def test_the_same_seed_says_the_same_and_another_something_else(decoder: Make) -> None:
     model = talking(decoder)
     said = [model.generate("a", 20, 20, temperature=1.0, seed=seed) for seed in (1, 1, 2, 3)]
