@@ -369,7 +369,7 @@ def _gpt2(config: _Config) -> dict[str, Any]:
     config.only("scale_attn_by_inverse_layer_idx", False)
     config.only("add_cross_attention", False)
     width = config.whole("n_embd")
-    return {
+    spec: dict[str, Any] = {
         "vocab_size": config.whole("vocab_size"),
         "width": width,
         "depth": config.whole("n_layer"),
@@ -388,6 +388,20 @@ def _gpt2(config: _Config) -> dict[str, Any]:
         },
         "tie_embeddings": config.flag("tie_word_embeddings", default=True),
     }
+    return spec | _mup(config, spec)
+
+
+def _mup(config: _Config, spec: dict[str, Any]) -> dict[str, Any]:
+    """muP's multipliers, where a model of GPT-2's kind has them (Cerebras-GPT, BTLM, Jais)."""
+    attention = spec["attention"]
+    if config.flag("mup_scale_qk_dot_by_d", "scale_qk_dot_by_d"):
+        attention = attention | {"scale": "1/d"}
+    logits = config.number("mup_output_alpha", default=1.0)
+    logits *= config.number("mup_width_scale", default=1.0)
+    # Earlier configurations have the product, the first Jais under the name of its second factor.
+    logits = config.number("output_logits_scale", "width_scale", default=logits)
+    embedding = config.number("mup_embeddings_scale", "embeddings_scale", default=1.0)
+    return {"attention": attention, "scale": {"embedding": embedding, "logits": logits}}
 
 
 def _gelu(config: _Config) -> str:
@@ -445,15 +459,6 @@ def _btlm(config: _Config) -> dict[str, Any]:
                 name, key = ("factor", "factor")
             value = inner.number(key) if name == "factor" else inner.whole(key)
             spec["position"]["scaling"] = {"kind": "linear", name: value}
-    if config.flag("mup_scale_qk_dot_by_d", "scale_qk_dot_by_d"):
-        spec["attention"]["scale"] = "1/d"
-    # Early configurations name the products; later ones the factors of muP.
-    width = config.number("mup_width_scale", "width_scale", default=1.0)
-    logits = config.number("mup_output_alpha", default=1.0) * width
-    spec["scale"] = {
-        "embedding": config.number("mup_embeddings_scale", "embeddings_scale", default=1.0),
-        "logits": config.number("output_logits_scale", default=logits),
-    }
     return spec
 
 

@@ -98,7 +98,8 @@ class Share(Table):
 
 
 class Scale(Table):
-    """Multipliers of the forward pass (muP and MiniCPM): embeddings, residual branches, logits."""
+    """Multipliers of the forward pass (muP and MiniCPM): embeddings (learned positions among
+    them), residual branches, logits."""
 
     embedding: PositiveFloat = 1.0
     residual: PositiveFloat = 1.0
