@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from flyweight.model.cache import Cache
 from flyweight.model.decoder import Decoder
 from flyweight.model.sample import choose
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
+from flyweight.spec.position import LongRope
 from flyweight.text.tokenizer import StreamDecoder, Tokenizer, require_id
 
 # Tokens scored at a time; bounds memory whatever the text's length.
@@ -128,6 +130,17 @@ class TorchModel:
                 scores[start + new : start + len(own)] = picked[new:]
         return scores.tolist()
 
+    def _cache(self, length: int) -> Cache:
+        """An empty cache for a sequence that may come to ``length`` tokens.
+
+        Dynamic NTK and ALiBi's interpolation read every position by the length of the whole, so
+        the whole is taken to be as long as it may become. LongRoPE changes once, when the original
+        context is outgrown, and its cache then computes anew what it holds.
+        """
+        position = self.spec.position
+        grows = position.original is not None and not isinstance(position.scaling, LongRope)
+        return self.decoder.new_cache(min(length, self.spec.context) if grows else 0)
+
     @torch.no_grad()
     def _tokens(
         self,
@@ -143,7 +156,7 @@ class TorchModel:
         eot = self.tokenizer.eot_id
         context = self.spec.context
         history = ids[-context:]
-        cache = self.decoder.new_cache()
+        cache = self._cache(len(history) + max_tokens)
         logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
         for made in range(max_tokens):
             # A vocabulary padded to a round size has ids that stand for nothing.
@@ -162,7 +175,7 @@ class TorchModel:
             if len(history) > context:
                 # The cache is full: go on from the newest half of what it held.
                 history = history[-max(1, context // 2) :]
-                cache = self.decoder.new_cache()
+                cache = self._cache(len(history) + max_tokens - made - 1)
                 logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
             else:
                 logits = self.decoder(torch.tensor([[token]]), cache=cache)[0, -1]

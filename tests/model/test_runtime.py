@@ -131,6 +131,39 @@ def test_generation_goes_on_past_the_context(decoder: Make) -> None:
             assert tokens != longer
 
 
+GROWING = {
+    "dynamic NTK": {"kind": "rope", "scaling": {"kind": "dynamic", "factor": 2.0, "original": 8}},
+    "ALiBi": {"kind": "alibi", "scaling": {"kind": "linear", "original": 8}},
+}
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 18])
+@pytest.mark.parametrize("name", GROWING)
+def test_greedy_beyond_the_first_training_is_the_full_pass_over_the_whole(
+    decoder: Make, name: str, tokens: int
+) -> None:
+    """Decoding knows how long the text becomes: a pass over all of it, at once, says the same."""
+    model = TorchModel("tiny", decoder(context=CONTEXT, position=GROWING[name]), FewLetters())
+    ids = [0, 1, 2, 0, 1, 3]
+    made = list(model._tokens(ids, tokens, tokens, 0.0, None, None, 0))
+    assert len(made) == tokens
+    with torch.no_grad():
+        logits_TV = model.decoder(torch.tensor([[*ids, *made]]))[0, len(ids) - 1 : -1, :5]
+    assert logits_TV.argmax(dim=-1).tolist() == made
+
+
+def test_greedy_with_longrope_is_the_full_pass_of_each_length(decoder: Make) -> None:
+    scaling = {"kind": "longrope", "original": 10, "short": [1, 1, 1, 1], "long": [1, 3, 5, 9]}
+    changes = {"position": {"kind": "rope", "scaling": scaling}}
+    model = TorchModel("tiny", decoder(context=CONTEXT, **changes), FewLetters())
+    ids = [0, 1, 2, 0, 1, 3]
+    for token in model._tokens(ids, 18, 18, 0.0, None, None, 0):
+        with torch.no_grad():
+            assert token == int(model.decoder(torch.tensor([ids]))[0, -1, :5].argmax())
+        ids = [*ids, token]
+    assert len(ids) == CONTEXT
+
+
 def test_a_prompt_longer_than_the_context_is_read_from_its_end(decoder: Make) -> None:
     model = talking(decoder)
     prompt = "0123456789" * 10
