@@ -132,7 +132,10 @@ def test_generation_goes_on_past_the_context(decoder: Make) -> None:
 
 
 GROWING = {
-    "dynamic NTK": {"kind": "rope", "scaling": {"kind": "dynamic", "factor": 2.0, "original": 8}},
+    "dynamic NTK": {
+        **{"kind": "rope", "theta": 100.0},
+        "scaling": {"kind": "dynamic", "factor": 16.0, "original": 8},
+    },
     "ALiBi": {"kind": "alibi", "scaling": {"kind": "linear", "original": 8}},
 }
 
