@@ -51,7 +51,7 @@ class _Storage(NamedTuple):
     key: str
     dtype: str
     width: int
-    count: int
+    length: int
 
 
 class _View(NamedTuple):
@@ -93,9 +93,9 @@ class LegacyFile:
                     f"{path} holds {name!r} ({type(view).__name__}) beside tensors; save the"
                     " model's state_dict alone"
                 )
-            if prod(view.shape) > view.storage.count or view.end > view.storage.count:
+            if prod(view.shape) > view.storage.length or view.end > view.storage.length:
                 raise CorruptFileError(
-                    f"{path}: {name} claims {list(view.shape)} of {view.storage.count} numbers"
+                    f"{path}: {name} claims {list(view.shape)} of {view.storage.length} numbers"
                 )
             self._views[name] = view
         self.kinds: dict[str, Kind] = {
@@ -110,8 +110,8 @@ class LegacyFile:
             storage = storages[key]
             count = int.from_bytes(self._map[at : at + 8], "little", signed=True)
             places[key] = at + 8
-            at += 8 + storage.count * storage.width
-            if count != storage.count or at > len(self._map):
+            at += 8 + storage.length * storage.width
+            if count != storage.length or at > len(self._map):
                 raise CorruptFileError(f"{path} claims tensors of other sizes than it holds")
         if places.keys() != storages.keys() or at != len(self._map):
             raise CorruptFileError(f"{path} claims other tensors than it holds")
@@ -137,6 +137,8 @@ class _Reader(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = {
         op: read for op, read in pickle._Unpickler.dispatch.items() if op in _OPCODES
     }
+
+    stack: list[Any]
 
     def __init__(self, path: Path, file: mmap.mmap) -> None:
         super().__init__(file, encoding="utf-8")
