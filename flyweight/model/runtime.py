@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
@@ -133,10 +133,8 @@ class TorchModel:
     ) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed)
         eot = self.tokenizer.eot_id
-        context = self.spec.context
-        history = ids[-context:]
-        cache = self.decoder.new_cache()
-        logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
+        steps = self._steps(ids)
+        logits = next(steps)
         for made in range(max_tokens):
             # A vocabulary padded to a round size has ids that stand for nothing.
             logits[self.tokenizer.vocab_size :] = float("-inf")
@@ -148,16 +146,24 @@ class TorchModel:
             if token == eot:
                 return
             yield token
-            history.append(token)
             if made + 1 == max_tokens:
                 return
+            logits = steps.send(token)
+
+    def _steps(self, ids: list[int]) -> Generator[torch.Tensor, int, None]:
+        """Logits (V,) of the token after ``ids``, and after each token that is then sent."""
+        context = self.spec.context
+        history = ids[-context:]
+        cache = self.decoder.new_cache()
+        token = yield self.decoder(torch.tensor([history]), cache=cache)[0, -1]
+        while True:
+            history.append(token)
+            new = [token]
             if len(history) > context:
                 # The cache is full: go on from the newest half of what it held.
-                history = history[-max(1, context // 2) :]
+                new = history = history[-max(1, context // 2) :]
                 cache = self.decoder.new_cache()
-                logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
-            else:
-                logits = self.decoder(torch.tensor([[token]]), cache=cache)[0, -1]
+            token = yield self.decoder(torch.tensor([new]), cache=cache)[0, -1]
 
 
 def _check_sampling(

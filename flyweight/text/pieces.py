@@ -55,6 +55,8 @@ class Pieces:
     eot_id: int | None = None
     pad_id: int | None = None
     add_bos: bool = False
+    # For other programs, which put an end behind a text by themselves; `encode` never does.
+    add_eot: bool = False
 
     def __post_init__(self) -> None:
         size = len(self.pieces)
@@ -91,6 +93,8 @@ class Pieces:
             raise CorruptFileError("the vocabulary falls back to bytes and lacks some of the 256")
         if self.add_bos and self.bos_id is None:
             raise CorruptFileError("a beginning-of-text token is to be added, and there is none")
+        if self.add_eot and self.eot_id is None:
+            raise CorruptFileError("an end-of-text token is to be added, and there is none")
 
     def bytes_of(self) -> dict[int, int]:
         """The byte of each byte piece, by id."""
@@ -141,16 +145,27 @@ class Pieces:
         return {"type": "Sequence", "normalizers": parts} if parts else None
 
     def _post_processor(self) -> dict[str, Any] | None:
-        if not self.add_bos or self.bos_id is None:
+        front = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+        behind = [self.eot_id] if self.add_eot and self.eot_id is not None else []
+        if not front and not behind:
             return None
-        content = self.pieces[self.bos_id]
-        bos = {"SpecialToken": {"id": content, "type_id": 0}}
-        a, b = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+
+        def tokens(ids: list[int]) -> list[dict[str, Any]]:
+            return [{"SpecialToken": {"id": self.pieces[id], "type_id": 0}} for id in ids]
+
+        a, b = (
+            [*tokens(front), {"Sequence": {"id": name, "type_id": i}}, *tokens(behind)]
+            for i, name in enumerate("AB")
+        )
         return {
             "type": "TemplateProcessing",
-            "single": [bos, a],
-            "pair": [bos, a, bos, b],
-            "special_tokens": {content: {"id": content, "ids": [self.bos_id], "tokens": [content]}},
+            "single": a,
+            "pair": a + b,
+            "special_tokens": {
+                content: {"id": content, "ids": [id], "tokens": [content]}
+                for id in front + behind
+                for content in (self.pieces[id],)
+            },
         }
 
     def _decoder(self) -> dict[str, Any]:
@@ -210,6 +225,7 @@ class Pieces:
             "unknown_text": self.unknown_text,
         }
         mark |= {flag: getattr(self, flag) for flag in _FLAGS}
+        mark |= {"add_eot": True} if self.add_eot else {}
         if self.kind == "bpe":
             mark["scores"] = list(self.scores)
         return mark
@@ -245,6 +261,7 @@ def read_document(document: dict[str, Any]) -> Pieces:
             unknown_text=_of(str, mark["unknown_text"]),
             **{name: _of((int, type(None)), mark[name]) for name in ("bos_id", "eot_id", "pad_id")},
             **{flag: _of(bool, mark[flag]) for flag in _FLAGS},
+            add_eot=_of(bool, mark.get("add_eot", False)),
         )
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise CorruptFileError(f"not a tokenizer.json that can be read: {error!r}") from None
