@@ -301,7 +301,7 @@ def test_a_refusal_names_the_key_as_it_was_written(
             {"encoder": {"depth": 1, "start": 258}, "position": {"kind": "relative"}},
             "encoder.start = 258 is no token of vocab_size = 258",
         ),
-        ({"encoder": {}, "position": {"kind": "relative"}}, "`encoder.depth` is required"),
+        ({"encoder": {}, "position": {"kind": "relative"}}, "`model.encoder.depth` is required"),
         ({"input": {"kind": "slots"}, "matches": {}}, "matches does not apply"),
         ({"input": {"kind": "slots"}, "tie_embeddings": True}, "tie_embeddings does not apply"),
         ({"ngrams": {"orders": [2, 2]}}, "orders must be distinct"),
