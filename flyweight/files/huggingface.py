@@ -121,7 +121,7 @@ def _with_its_head(spec: ModelSpec, tensors: Tensors, names: Layout) -> ModelSpe
     head, embedding = (names.names[ours][0].name for ours in ("head.weight", "embedding.weight"))
     own = head in tensors.kinds
     if own and embedding in tensors.kinds:
-        own = not same_bits(tensors[head], tensors[embedding])
+        own = not same_bits(tensors, head, embedding)
     return ModelSpec.parse({**spec.values(), "tie_embeddings": not own})
 
 

@@ -195,6 +195,7 @@ class CrossAttention(Attention):
             kept = k if self.key_norm is None else self.key_norm(k), v
             if slot is not None:
                 slot.source = kept
+        # Additive, for attention takes a bool mask over as many keys as queries for a causal one.
         y = attention(q, *kept, scene.memory.mask, False, self.scale)
         return self.output(y.transpose(1, 2).reshape(batch, length, -1))
 

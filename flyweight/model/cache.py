@@ -11,7 +11,7 @@ from torch import Tensor
 @dataclass
 class Memory:
     """What an encoder made of its sources: ``hidden`` (B, S, D), and in a batch of unequal lengths
-    a bool ``mask`` (B, 1, 1, S) of the positions that are no padding.
+    a ``mask`` (B, 1, 1, S), 0 for a position and -inf for padding.
     """
 
     hidden: Tensor

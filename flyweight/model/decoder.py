@@ -73,7 +73,10 @@ class Decoder(nn.Module):
         x = self.embedding(source_BS, None, None, dtype)
         if self.spec.scale.embedding != 1.0:
             x = x * self.spec.scale.embedding
-        mask = None if real_BS is None else real_BS[:, None, None, :]
+        mask = None
+        if real_BS is not None:
+            mask = torch.zeros_like(real_BS, dtype=dtype).masked_fill(~real_BS, float("-inf"))
+            mask = mask[:, None, None, :]
         return Memory(self.encoder(x, real_BS), mask)
 
     def hidden(

@@ -133,8 +133,8 @@ class TorchModel:
     ) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed)
         eot = self.tokenizer.eot_id
-        steps = self._steps(ids)
-        logits = next(steps)
+        after = self._logits(ids)
+        logits = next(after)
         for made in range(max_tokens):
             # A vocabulary padded to a round size has ids that stand for nothing.
             logits[self.tokenizer.vocab_size :] = float("-inf")
@@ -148,9 +148,9 @@ class TorchModel:
             yield token
             if made + 1 == max_tokens:
                 return
-            logits = steps.send(token)
+            logits = after.send(token)
 
-    def _steps(self, ids: list[int]) -> Generator[torch.Tensor, int, None]:
+    def _logits(self, ids: list[int]) -> Generator[torch.Tensor, int, None]:
         """Logits (V,) of the token after ``ids``, and after each token that is then sent."""
         context = self.spec.context
         history = ids[-context:]
