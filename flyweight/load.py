@@ -30,6 +30,7 @@ def load(model: str | os.PathLike[str], threads: int | None = None) -> TorchMode
     found = stored(name)
     import torch
 
+    from flyweight.model.answer import AnsweringModel
     from flyweight.model.decoder import Decoder
     from flyweight.model.runtime import TorchModel
     from flyweight.model.weights import fill_weights
@@ -40,7 +41,8 @@ def load(model: str | os.PathLike[str], threads: int | None = None) -> TorchMode
         torch.set_num_threads(threads)
     decoder = Decoder(found.spec)
     fill_weights(decoder, found.weights, found.path)
-    return TorchModel(name, decoder, load_tokenizer(found.tokenizer))
+    kind = TorchModel if found.spec.encoder is None else AnsweringModel
+    return kind(name, decoder, load_tokenizer(found.tokenizer))
 
 
 class Stored(NamedTuple):

@@ -16,7 +16,7 @@ from flyweight.files.atomic import new_folder, write_text
 from flyweight.files.config_json import describe
 from flyweight.files.model_folder import SPEC, TOKENIZER, WEIGHTS, is_model_folder
 from flyweight.files.pickles import PickleFile
-from flyweight.files.published import Published
+from flyweight.files.published import Published, same_bits
 from flyweight.files.tensors import Kind, TensorFile, Tensors
 from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
@@ -91,6 +91,8 @@ def open_source(path: Path, like: str | None = None) -> Source:
             f"{CONFIG}: `{key}` is not known and was not used" for key in described.unused
         )
     tensors, options = open_weights(path), _settled(path, names)
+    if names.name == "t5":
+        spec = _with_its_head(spec, tensors, names)
     notes += tuple(f"option {n} = {c}, as the folder's own code has it" for n, c in options.items())
     return Source(path, name, family, spec, names, tensors, notes, options)
 
@@ -124,6 +126,18 @@ def _alike(like: str) -> tuple[str, ModelSpec, Layout]:
     family = str(values["family"])
     found = of_family(family) or layout(family)
     return family, ModelSpec.parse(values["model"], "model"), found
+
+
+def _with_its_head(spec: ModelSpec, tensors: Tensors, names: Layout) -> ModelSpec:
+    """T5's head is its embedding unless the file has another: its configuration does not tell.
+
+    So transformers does: version 5 writes `tie_word_embeddings = true` whatever the weights are.
+    """
+    head, embedding = (names.names[ours][0].name for ours in ("head.weight", "embedding.weight"))
+    own = head in tensors.kinds
+    if own and embedding in tensors.kinds:
+        own = not same_bits(tensors, head, embedding)
+    return ModelSpec.parse({**spec.values(), "tie_embeddings": not own})
 
 
 def as_ours(source: Source, options: Mapping[str, str] | None = None) -> Published:

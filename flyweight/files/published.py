@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flyweight.files import names
 from flyweight.files.names import Piece, Planned
@@ -131,7 +131,7 @@ class Published:
                 for one, other in zip(first, copy, strict=True):
                     if other.name not in self.source.kinds or one.name == other.name:
                         continue
-                    if not _same_bits(self.source[one.name], self.source[other.name]):
+                    if not same_bits(self.source, one.name, other.name):
                         raise FlyweightError(
                             f"{self.where}: {one.name} and {other.name} should be one tensor and"
                             " differ: the sharing that this model is named for is not in its"
@@ -155,9 +155,11 @@ def _check_counts(where: Path, spec: ModelSpec, kinds: Mapping[str, Kind]) -> No
     """Before a plan is made of what may be any number: layers and heads that cannot be there."""
     most = len(kinds)
     # A body that runs many times may be stored once.
-    if max(spec.depth, spec.uses // 64) > most:
+    encoder = spec.encoder.depth if spec.encoder else 0
+    if max(encoder + spec.depth, spec.uses // 64) > most:
         raise FlyweightError(
-            f"{where} has {most} tensors, too few for the {spec.uses} layers that it should have"
+            f"{where} has {most} tensors, too few for the {encoder + spec.uses} layers that it"
+            " should have"
         )
     widest = max((length for kind in kinds.values() for length in kind.shape), default=0)
     if spec.attention.heads > widest:
@@ -198,9 +200,11 @@ def compare(planned: list[Planned], layout: Layout, kinds: Mapping[str, Kind]) -
     )
 
 
-def _same_bits(one: Any, other: Any) -> bool:
+def same_bits(source: Tensors, first: str, second: str) -> bool:
+    """Whether two tensors are equal bit for bit, of one type and shape."""
     import torch
 
+    one, other = source[first], source[second]
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(one.element_size())
     if one.dtype != other.dtype or one.shape != other.shape or whole is None:
         return False

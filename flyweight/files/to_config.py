@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from flyweight.files.config_json import SHARE
+from flyweight.files.config_json import FEED_FORWARDS, SHARE
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.position import DynamicScaling, LinearScaling, Llama3Scaling, LongRope
@@ -34,7 +34,7 @@ def target(spec: ModelSpec, family: str = "") -> Target:
     if never:
         raise FlyweightError(_refusal(never))
     expanded = _expanded(spec)
-    folded = expanded.scale != type(expanded.scale)()
+    folded = expanded.scale != type(expanded.scale)() and not _scales_as_t5(expanded)
     if folded:
         values = expanded.values()
         values["scale"] = {}
@@ -43,7 +43,12 @@ def target(spec: ModelSpec, family: str = "") -> Target:
         if scale.embedding != 1.0 or scale.logits != 1.0:
             values["tie_embeddings"] = False
         expanded = ModelSpec.parse(values)
-    tried = {name: list(differs(expanded)) for name, (differs, _, _) in _CLASSES.items()}
+    both = spec.encoder is not None
+    if both and not _scales_as_t5(expanded):
+        # Its class scales what goes into a tied head: one that is not gets a matrix of its own.
+        expanded = ModelSpec.parse({**expanded.values(), "tie_embeddings": False})
+    classes = {n: c for n, c in _CLASSES.items() if (n in _ENCODER_DECODERS) == both}
+    tried = {name: list(differs(expanded)) for name, (differs, _, _) in classes.items()}
     fitting = [name for name, reasons in tried.items() if not reasons]
     chosen = family if family in fitting else next(iter(fitting), None)
     if chosen is None:
@@ -74,9 +79,10 @@ def _in_no_class(spec: ModelSpec) -> Iterator[str]:
         yield "share.lora_rank"
     if not spec.norm.gain:
         yield "norm.gain = false"
-    if spec.attention.scale != "1/sqrt(d)":
+    if spec.encoder is None and spec.attention.scale != "1/sqrt(d)":
         yield f"attention.scale = '{spec.attention.scale}'"
-    if spec.position.kind in ("alibi", "none"):
+    relative = spec.position.kind == "relative" and spec.encoder is None
+    if spec.position.kind in ("alibi", "none") or relative:
         yield f"position.kind = '{spec.position.kind}'"
 
 
@@ -215,6 +221,27 @@ def _not_codegen(spec: ModelSpec) -> Iterator[str]:
         yield f"{spec.attention.heads} heads, which are no multiple of 4, in CodeGen"
 
 
+def _scales_as_t5(spec: ModelSpec) -> bool:
+    """Whether the multipliers are those of T5 1.0, which its class knows: its tied head's."""
+    only_logits = type(spec.scale)(logits=spec.width**-0.5)
+    return spec.encoder is not None and spec.tie_embeddings and spec.scale == only_logits
+
+
+def _not_t5(spec: ModelSpec) -> Iterator[str]:
+    if spec.norm.kind != "rms":
+        yield "norm.kind = 'layer' in T5"
+    if spec.attention.scale != "1":
+        yield f"attention.scale = '{spec.attention.scale}' in T5"
+    if spec.feedforward.kind not in _T5_FEED_FORWARDS:
+        yield f"feedforward.kind = '{spec.feedforward.kind}' in T5"
+    if any(_biases(spec)) or spec.feedforward.bias:
+        yield "biases in T5"
+    if spec.kv_heads != spec.attention.heads:
+        yield "kv_heads in T5"
+    if spec.attention.qk_norm:
+        yield "attention.qk_norm in T5"
+
+
 def _llama_config(spec: ModelSpec) -> dict[str, Any]:
     return {
         "vocab_size": spec.vocab_size,
@@ -326,6 +353,31 @@ def _codegen_config(spec: ModelSpec) -> dict[str, Any]:
     return _gpt2_config(spec) | {"n_ctx": spec.context, "rotary_dim": spec.rotary_dim}
 
 
+def _t5_config(spec: ModelSpec) -> dict[str, Any]:
+    assert spec.encoder is not None
+    scaled = _scales_as_t5(spec)
+    return {
+        "vocab_size": spec.vocab_size,
+        "d_model": spec.width,
+        "d_kv": spec.head_dim,
+        "d_ff": spec.feedforward.hidden,
+        "num_layers": spec.encoder.depth,
+        "num_decoder_layers": spec.depth,
+        "num_heads": spec.attention.heads,
+        "n_positions": spec.context,
+        "relative_attention_num_buckets": spec.position.buckets,
+        "relative_attention_max_distance": spec.position.max_distance,
+        "feed_forward_proj": _T5_FEED_FORWARDS[spec.feedforward.kind],
+        "layer_norm_epsilon": spec.norm.eps,
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": spec.encoder.start,
+        # To T5's class this says whether the head's input is scaled, too.
+        "tie_word_embeddings": scaled,
+    }
+
+
+_T5_FEED_FORWARDS = {ours: theirs for theirs, (ours, _) in FEED_FORWARDS.items()}
+_ENCODER_DECODERS = ("t5",)
 # The first that fits is taken: what keeps a spec from it, its configuration, its layout.
 _CLASSES: dict[
     str, tuple[Callable[[ModelSpec], Iterator[str]], Callable[[ModelSpec], dict[str, Any]], str]
@@ -338,6 +390,7 @@ _CLASSES: dict[
     "glm": (_not_glm, _glm_config, "glm"),
     "gpt2": (_not_gpt2, _gpt2_config, "gpt2"),
     "codegen": (_not_codegen, _codegen_config, "codegen"),
+    "t5": (_not_t5, _t5_config, "t5"),
 }
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -348,4 +401,5 @@ _ARCHITECTURES = {
     "glm": "GlmForCausalLM",
     "gpt2": "GPT2LMHeadModel",
     "codegen": "CodeGenForCausalLM",
+    "t5": "T5ForConditionalGeneration",
 }

@@ -67,7 +67,7 @@ class Exported:
             return scale.embedding
         if name.startswith("head."):
             return scale.logits
-        branch = name.rpartition(".")[0].endswith((".attention.output", "feedforward.down"))
+        branch = name.rpartition(".")[0].endswith(("attention.output", "feedforward.down"))
         return scale.residual if branch else 1.0
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -110,7 +110,8 @@ def write_huggingface(
         said = _no_code(settings) if settings else _tokenizer_config(words, spec)
         _write_json(folder / "tokenizer_config.json", said)
         if "generation_config.json" not in kept:
-            _write_json(folder / "generation_config.json", _ids(words))
+            start = {"decoder_start_token_id": spec.encoder.start} if spec.encoder else {}
+            _write_json(folder / "generation_config.json", _ids(words) | start)
         write_text(folder / "README.md", card(name, spec, exported.target, __version__))
         metadata = {"format": "pt"}
         stream_tensors(folder / "model.safetensors", exported.kinds, exported, metadata)

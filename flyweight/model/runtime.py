@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -154,10 +154,8 @@ class TorchModel:
     ) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed)
         eot = self.tokenizer.eot_id
-        context = self.spec.context
-        history = ids[-context:]
-        cache = self._cache(len(history) + max_tokens)
-        logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
+        after = self._logits(ids, max_tokens)
+        logits = next(after)
         for made in range(max_tokens):
             # A vocabulary padded to a round size has ids that stand for nothing.
             logits[self.tokenizer.vocab_size :] = float("-inf")
@@ -169,16 +167,24 @@ class TorchModel:
             if token == eot:
                 return
             yield token
-            history.append(token)
             if made + 1 == max_tokens:
                 return
+            logits = after.send(token)
+
+    def _logits(self, ids: list[int], left: int) -> Generator[torch.Tensor, int, None]:
+        """Logits (V,) of the token after ``ids``, and after each of the ``left`` then sent."""
+        context = self.spec.context
+        history = ids[-context:]
+        cache = self._cache(len(history) + left)
+        token = yield self.decoder(torch.tensor([history]), cache=cache)[0, -1]
+        while True:
+            history.append(token)
+            new, left = [token], left - 1
             if len(history) > context:
                 # The cache is full: go on from the newest half of what it held.
-                history = history[-max(1, context // 2) :]
-                cache = self._cache(len(history) + max_tokens - made - 1)
-                logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
-            else:
-                logits = self.decoder(torch.tensor([[token]]), cache=cache)[0, -1]
+                new = history = history[-max(1, context // 2) :]
+                cache = self._cache(len(history) + left)
+            token = yield self.decoder(torch.tensor([new]), cache=cache)[0, -1]
 
 
 def _check_sampling(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flyweight.text.document import BYTE_LEVEL, added_token, begins_with, bpe, tokenizer_json
+from flyweight.text.document import BYTE_LEVEL, added_token, bpe, surrounded_by, tokenizer_json
 from flyweight.text.tokenizer import (
     EOT,
     PAD,
@@ -98,6 +98,6 @@ def _canonical() -> str:
         [added_token(PAD_ID, PAD), added_token(EOT_ID, EOT)],
         decoder=BYTE_LEVEL,
         pre_tokenizer=BYTE_LEVEL,
-        post_processor=begins_with(EOT_ID, EOT),
+        post_processor=surrounded_by([(EOT_ID, EOT)]),
     )
     return json.dumps(written, ensure_ascii=False, separators=(",", ":")) + "\n"

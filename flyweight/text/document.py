@@ -64,13 +64,24 @@ def added_token(id: int, content: str, special: bool = True) -> dict[str, Any]:
     return {"id": id, "content": content, **flags, "special": special}
 
 
-def begins_with(id: int, content: str) -> dict[str, Any]:
-    """A ``post_processor`` that puts one special token before a text."""
-    bos = {"SpecialToken": {"id": content, "type_id": 0}}
-    a, b = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+def surrounded_by(
+    front: Sequence[tuple[int, str]], behind: Sequence[tuple[int, str]] = ()
+) -> dict[str, Any]:
+    """A ``post_processor`` that puts special tokens, (id, content) each, around a text."""
+
+    def specials(tokens: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": content, "type_id": 0}} for _, content in tokens]
+
+    a, b = (
+        [*specials(front), {"Sequence": {"id": name, "type_id": i}}, *specials(behind)]
+        for i, name in enumerate("AB")
+    )
     return {
         "type": "TemplateProcessing",
-        "single": [bos, a],
-        "pair": [bos, a, bos, b],
-        "special_tokens": {content: {"id": content, "ids": [id], "tokens": [content]}},
+        "single": a,
+        "pair": a + b,
+        "special_tokens": {
+            content: {"id": content, "ids": [id], "tokens": [content]}
+            for id, content in (*front, *behind)
+        },
     }

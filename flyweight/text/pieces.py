@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from flyweight.spec.errors import CorruptFileError
 from flyweight.text.charsmap import SPACE
-from flyweight.text.document import added_token, begins_with, bpe, tokenizer_json
+from flyweight.text.document import added_token, bpe, surrounded_by, tokenizer_json
 from flyweight.text.tokenizer import MARK
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -56,6 +56,8 @@ class Pieces:
     eot_id: int | None = None
     pad_id: int | None = None
     add_bos: bool = False
+    # For other programs, which put an end behind a text by themselves; `encode` never does.
+    add_eot: bool = False
 
     def __post_init__(self) -> None:
         size = len(self.pieces)
@@ -92,6 +94,8 @@ class Pieces:
             raise CorruptFileError("the vocabulary falls back to bytes and lacks some of the 256")
         if self.add_bos and self.bos_id is None:
             raise CorruptFileError("a beginning-of-text token is to be added, and there is none")
+        if self.add_eot and self.eot_id is None:
+            raise CorruptFileError("an end-of-text token is to be added, and there is none")
 
     def bytes_of(self) -> dict[int, int]:
         """The byte of each byte piece, by id."""
@@ -137,9 +141,11 @@ class Pieces:
         return {"type": "Sequence", "normalizers": parts} if parts else None
 
     def _post_processor(self) -> dict[str, Any] | None:
-        if not self.add_bos or self.bos_id is None:
+        front = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+        behind = [self.eot_id] if self.add_eot and self.eot_id is not None else []
+        if not front and not behind:
             return None
-        return begins_with(self.bos_id, self.pieces[self.bos_id])
+        return surrounded_by(*([(id, self.pieces[id]) for id in ids] for ids in (front, behind)))
 
     def _decoder(self) -> dict[str, Any]:
         parts: list[dict[str, Any]] = [
@@ -193,6 +199,7 @@ class Pieces:
             "unknown_text": self.unknown_text,
         }
         mark |= {flag: getattr(self, flag) for flag in _FLAGS}
+        mark |= {"add_eot": True} if self.add_eot else {}
         if self.kind == "bpe":
             mark["scores"] = list(self.scores)
         return mark
@@ -228,6 +235,7 @@ def read_document(document: dict[str, Any]) -> Pieces:
             unknown_text=_of(str, mark["unknown_text"]),
             **{name: _of((int, type(None)), mark[name]) for name in ("bos_id", "eot_id", "pad_id")},
             **{flag: _of(bool, mark[flag]) for flag in _FLAGS},
+            add_eot=_of(bool, mark.get("add_eot", False)),
         )
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise CorruptFileError(f"not a tokenizer.json that can be read: {error!r}") from None

@@ -61,7 +61,9 @@ class Optimizer:
                 vectors[name] = parameter
             elif name.startswith("embedding.") and not name.endswith("project.weight"):
                 embeddings[name] = parameter
-            elif name.endswith(("head.weight", "offset")) or name == "slots.embedding":
+            elif name.endswith(("head.weight", "offset", "positions.bias")):
+                embeddings[name] = parameter
+            elif name == "slots.embedding":
                 embeddings[name] = parameter
             else:
                 matrices[name] = parameter
