@@ -88,6 +88,7 @@ def _not_native(found: Stored, engine: str) -> str | None:
 def _with_torch(found: Stored, threads: int | None) -> Talker:
     import torch
 
+    from flyweight.model.answer import AnsweringModel
     from flyweight.model.decoder import Decoder
     from flyweight.model.runtime import TorchModel
     from flyweight.model.weights import fill_weights
@@ -96,7 +97,8 @@ def _with_torch(found: Stored, threads: int | None) -> Talker:
         torch.set_num_threads(threads)
     decoder = Decoder(found.spec)
     fill_weights(decoder, found.weights, found.path)
-    return TorchModel(found.called, decoder, found.words())
+    kind = TorchModel if found.spec.encoder is None else AnsweringModel
+    return kind(found.called, decoder, found.words())
 
 
 class Stored(NamedTuple):

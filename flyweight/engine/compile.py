@@ -16,6 +16,10 @@ from flyweight.spec.model import ModelSpec, Norm, PatchInput
 
 def uncovered(spec: ModelSpec) -> str | None:
     """What of ``spec`` the engine cannot run; None where it runs it."""
+    if spec.encoder is not None:
+        return "encoders (encoder-decoder models)"
+    if spec.position.kind == "relative":
+        return 'relative positions (position.kind = "relative")'
     if spec.input.kind == "slots":
         return 'byte slots (input.kind = "slots")'
     return None
@@ -62,11 +66,11 @@ def _embedding(emit: Emitter) -> int:
         lengths, vocab = spec.matches.lengths, spec.vocab_size
         table = emit.table("embedding.matches", len(lengths) * (vocab + 1), width)
         emit.op(Kind.MATCHES, rows, [], [x], [table], [vocab, *lengths])
-    if featured and scale != 1.0:
-        emit.op(Kind.SCALE, rows, [x], [x], floats=[scale])
     if spec.position.kind == "learned":
         table = emit.table("embedding.positions", spec.context, spec.width)
-        emit.op(Kind.EMBED, rows, [], [x], [table], [Index.POSITION, 1], [1.0])
+        emit.op(Kind.EMBED, rows, [], [x], [table], [Index.POSITION, 1], [first])
+    if featured and scale != 1.0:
+        emit.op(Kind.SCALE, rows, [x], [x], floats=[scale])
     return x
 
 
@@ -127,7 +131,7 @@ def _attention(emit: Emitter, rows: Rows, name: str, x: int, h: int, scale: floa
     if spec.position.kind == "alibi":
         slopes = emit.constant("slopes", alibi_slopes(heads))
     y = emit.buffer("attended", rows, heads * dim)
-    factor = dim**-0.5 if attention.scale == "1/sqrt(d)" else 1 / dim
+    factor = {"1/sqrt(d)": dim**-0.5, "1/d": 1 / dim, "1": 1.0}[attention.scale]
     ints = (slot, 0, heads, kv_heads, dim, attention.window or 0)
     emit.op(Kind.ATTENTION, rows, [qkv], [y], [slopes], ints, [factor])
     bias = attention.bias if attention.output_bias is None else attention.output_bias

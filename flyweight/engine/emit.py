@@ -20,9 +20,11 @@ from flyweight.spec.model import FeedForward, ModelSpec, Norm
 F32 = 0
 ACTIVATIONS = {
     "swiglu": Activation.SILU,
+    "geglu": Activation.GELU_TANH,
     "gelu": Activation.GELU_TANH,
     "gelu-exact": Activation.GELU_ERF,
     "relu2": Activation.RELU2,
+    "relu": Activation.RELU,
 }
 
 
@@ -214,7 +216,7 @@ class Emitter:
         hidden, width = spec.hidden, self.width(x)
         activation = ACTIVATIONS[spec.kind]
         m = self.buffer("hidden", rows, hidden)
-        if spec.kind == "swiglu":
+        if spec.gated:
             sizes = (hidden, hidden)
             matrices = self.parts(name, "gate_up", ("gate", "up"), sizes, width)
             biases = [-1, -1]

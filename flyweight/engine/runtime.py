@@ -122,19 +122,14 @@ class NativeModel(Talker):
             return
         context = self.spec.context
         history, made = ids[-context:], 0
-        sequence, read = self._sequence(history)
+        sequence, read = self._sequence(history, sampling.max_tokens)
         try:
             while made < sampling.max_tokens:
-                length = len(history)
-                now = reading(self.spec, length)
+                now = self._reading(len(history), sampling.max_tokens - made)
                 if not _same(now, read):
-                    if isinstance(self.spec.position.scaling, LongRope):
-                        # Keys under the other factors are of no use.
-                        sequence = self._begin(now)
-                    else:
-                        sequence.set_positions(now.frequencies.tolist(), now.gain, now.divisor)
-                    read = now
-                count = min(self._stage(length), sampling.max_tokens - made)
+                    # Keys that were read otherwise are of no use.
+                    sequence, read = self._begin(now), now
+                count = min(self._stage(len(history)), sampling.max_tokens - made)
                 wanted = made + count
                 steps = self._stage_steps(sequence, history, sampling, made, count, top)
                 with closing(steps):
@@ -147,21 +142,27 @@ class NativeModel(Talker):
                 if len(history) > context:
                     # The cache is full: go on from the newest half of what it held.
                     history = history[-max(1, context // 2) :]
-                    read = reading(self.spec, len(history))
+                    read = self._reading(len(history), sampling.max_tokens - made)
                     sequence = self._begin(read)
         finally:
             self._kept = sequence, history, read
 
+    def _reading(self, length: int, left: int) -> Reading:
+        """How positions are read in a sequence of ``length`` to which ``left`` may be added.
+
+        Dynamic NTK and interpolated ALiBi read every position by the length of the whole, which
+        is taken to be as long as it may become. LongRoPE changes once.
+        """
+        grows = not isinstance(self.spec.position.scaling, LongRope)
+        return reading(self.spec, min(length + left, self.spec.context) if grows else length)
+
     def _stage(self, length: int) -> int:
-        """How many tokens can be chosen after ``length`` before anything but the tokens changes:
-        the context is full, or positions are read differently."""
-        whole = self.spec.context - length + 1
-        original = self.spec.position.original
-        if original is None:
-            return whole
-        if length <= original:
-            return min(whole, original - length + 1)
-        return whole if isinstance(self.spec.position.scaling, LongRope) else 1
+        """How many tokens can be chosen after ``length`` before the context is full, or LongRoPE's
+        original one outgrown."""
+        whole, scaling = self.spec.context - length + 1, self.spec.position.scaling
+        if isinstance(scaling, LongRope) and length <= scaling.original:
+            return min(whole, scaling.original - length + 1)
+        return whole
 
     def _stage_steps(
         self,
@@ -202,13 +203,11 @@ class NativeModel(Talker):
         finally:
             run.cancel(stream)
 
-    def _sequence(self, history: list[int]) -> tuple[Any, Reading]:
+    def _sequence(self, history: list[int], left: int) -> tuple[Any, Reading]:
         """A sequence that holds the longest beginning of ``history`` that the last call left."""
-        read = reading(self.spec, len(history))
+        read = self._reading(len(history), left)
         kept, self._kept = self._kept, None
-        steady = self.spec.position.original is None
-        steady |= isinstance(self.spec.position.scaling, LongRope)
-        if kept is not None and steady and _same(kept[2], read):
+        if kept is not None and _same(kept[2], read):
             sequence, before, _ = kept
             # The last token is read again: its logits are wanted.
             most = min(sequence.length, len(history) - 1)

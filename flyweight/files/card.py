@@ -15,23 +15,27 @@ def card(name: str, spec: ModelSpec, target: Target, version: str) -> str:
     counts = parameters(spec)
     stored = parameters(target.expanded).unique
     kind = target.config["architectures"][0]
+    task, auto, what = "text-generation", "AutoModelForCausalLM", "A decoder"
+    if spec.encoder is not None:
+        task, auto = "text2text-generation", "AutoModelForSeq2SeqLM"
+        what = "An encoder-decoder"
     lines = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {task}",
         "tags: [flyweight]",
         "---",
         "",
         f"# {json.dumps(name, ensure_ascii=False)[1:-1]}",
         "",
-        f"A decoder of {counts.unique:,} parameters ({counts.without_embeddings:,} without"
+        f"{what} of {counts.unique:,} parameters ({counts.without_embeddings:,} without"
         f" embeddings) with a context of {spec.context:,} tokens, written by Flyweight {version}."
         f" It loads as `{kind}`, without remote code:",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {auto}, AutoTokenizer",
         "",
-        'model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")',
+        f'model = {auto}.from_pretrained(".", dtype="auto")',
         'tokenizer = AutoTokenizer.from_pretrained(".")',
         "```",
         *_notes(spec, target, counts.unique, stored),

@@ -7,6 +7,7 @@ it, and of nothing else.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ from flyweight.files.atomic import new_folder, write_text
 from flyweight.files.config_json import describe
 from flyweight.files.model_folder import SPEC, TOKENIZER, WEIGHTS, is_model_folder
 from flyweight.files.pickles import PickleFile
-from flyweight.files.published import Published
+from flyweight.files.published import Published, same_bits
 from flyweight.files.tensors import Bits, Kind, TensorFile, Tensors
 from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
@@ -57,7 +58,8 @@ class Shards:
 class Source(NamedTuple):
     """A folder opened: what it says it is, under which names, and where its tensors are.
 
-    ``family`` is config.json's model_type, or that of the zoo.
+    ``family`` is config.json's model_type, or that of the zoo; ``options`` are those of the layout
+    that the folder itself settles.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class Source(NamedTuple):
     layout: Layout
     tensors: Tensors
     notes: tuple[str, ...]
+    options: dict[str, str]
 
 
 def open_source(path: Path, like: str | None = None) -> Source:
@@ -90,8 +93,22 @@ def open_source(path: Path, like: str | None = None) -> Source:
         notes = tuple(
             f"{CONFIG}: `{key}` is not known and was not used" for key in described.unused
         )
-    tensors = open_weights(path)
-    return Source(path, name, family, spec, names, tensors, notes)
+    tensors, options = open_weights(path), _settled(path, names)
+    if names.name == "t5":
+        spec = _with_its_head(spec, tensors, names)
+    notes += tuple(f"option {n} = {c}, as the folder's own code has it" for n, c in options.items())
+    return Source(path, name, family, spec, names, tensors, notes, options)
+
+
+def _settled(path: Path, names: Layout) -> dict[str, str]:
+    """CodeGen2's groups of heads, which nothing says but its own code: read, and not run."""
+    code = path / "modeling_codegen.py"
+    if "groups" not in names.options or not code.is_file() or code.stat().st_size > _MOST_JSON:
+        return {}
+    text = code.read_text(encoding="utf-8", errors="replace")
+    said = set(re.findall(r"^\s*mp_num = (\d+)\s*$", text, re.MULTILINE))
+    known = len(said) == 1 and said <= names.options["groups"].keys()
+    return {"groups": said.pop()} if known else {}
 
 
 def _alike(like: str) -> tuple[str, ModelSpec, Layout]:
@@ -114,9 +131,22 @@ def _alike(like: str) -> tuple[str, ModelSpec, Layout]:
     return family, ModelSpec.parse(values["model"], "model"), found
 
 
+def _with_its_head(spec: ModelSpec, tensors: Tensors, names: Layout) -> ModelSpec:
+    """T5's head is its embedding unless the file has another: its configuration does not tell.
+
+    So transformers does: version 5 writes `tie_word_embeddings = true` whatever the weights are.
+    """
+    head, embedding = (names.names[ours][0].name for ours in ("head.weight", "embedding.weight"))
+    own = head in tensors.kinds
+    if own and embedding in tensors.kinds:
+        own = not same_bits(tensors, head, embedding)
+    return ModelSpec.parse({**spec.values(), "tie_embeddings": not own})
+
+
 def as_ours(source: Source, options: Mapping[str, str] | None = None) -> Published:
     """The folder's weights as a model of ours, checked tensor by tensor; nothing is read yet."""
-    return Published(source.path, source.spec, source.layout, source.tensors, options)
+    chosen = {**source.options, **(options or {})}
+    return Published(source.path, source.spec, source.layout, source.tensors, chosen)
 
 
 def open_weights(path: Path) -> Tensors:

@@ -40,7 +40,8 @@ class Piece(NamedTuple):
 class Planned(NamedTuple):
     """One tensor of ours. Each copy, a tuple of pieces, holds all of it; all copies are equal.
 
-    ``duplicates`` are copies that a checkpoint may have besides: a tied head.
+    ``duplicates`` are copies that a checkpoint may have besides: a tied head, and what a layout
+    lists as copies.
     """
 
     name: str
@@ -122,6 +123,7 @@ class _Planner:
             },
             "feedforward.gate_up": {"gate": (1, hidden), "up": (1, hidden)},
         }
+        self.groups["cross_attention.qkv"] = self.groups["attention.qkv"]
 
     def planned(self, tensor: shapes.Tensor) -> Planned:
         name, layers = self._at(tensor.name)
@@ -130,21 +132,24 @@ class _Planner:
             tuple(self._piece(name, part, leaf, layer, tensor.shape) for part in parts)
             for layer in layers
         )
-        duplicates: tuple[tuple[Piece, ...], ...] = ()
+        again = (Part(name=other) for other in self.layout.copies.get(tensor.name, ()))
+        duplicates = tuple((self._piece(name, part, leaf, 0, tensor.shape),) for part in again)
         if tensor.name == "embedding.weight" and self.spec.tie_embeddings:
             head, leaf = self._parts("head.weight")
             piece = self._piece("head.weight", head[0], leaf, 0, tensor.shape)
-            duplicates = ((piece,),)
+            duplicates += ((piece,),)
         return Planned(tensor.name, tensor.shape, copies, duplicates)
 
     def _at(self, name: str) -> tuple[str, list[int]]:
         """The name with ``{i}`` for its layer, and the published layers that hold the tensor."""
         shared = name.startswith("shared_feedforward.")
-        found = re.match(r"blocks\.(\d+)\.(.*)", name)
+        found = re.match(r"(|encoder\.)blocks\.(\d+)\.(.*)", name)
+        if found and found[1]:
+            return f"{found[1]}{_LAYER}{found[3]}", [int(found[2])]
         if shared:
             rest, blocks = "feedforward." + name.partition(".")[2], self.lent
         elif found:
-            rest, blocks = found[2], [int(found[1])]
+            rest, blocks = found[3], [int(found[2])]
         else:
             return name, [0]
         if self.layout.blocks == "once":
@@ -173,21 +178,23 @@ class _Planner:
     def _segments(self, ours: str, holds: str) -> Iterator[Segment]:
         if holds.startswith("$"):
             holds = self.chosen[holds[1:]]
-        words = holds.removesuffix(" by head").split()
+        order, _, cut = holds.partition(" by head")[0].partition(" in ")
+        words = order.split()
         groups = next(g for tensor, g in self.groups.items() if f".{tensor}." in ours)
         start, at = {}, 0
         for group, (heads, rows) in groups.items():
             start[group] = at
             at += heads * rows
+        runs = groups[words[0]][0] if holds.endswith(" by head") else int(cut or 1)
+        if any(groups[word][0] % runs for word in words):
+            raise FlyweightError(
+                f"`{self.layout.name}` lays out heads in {runs} groups;"
+                f" {groups[words[0]][0]} heads cannot be divided so"
+            )
         at = 0
-        if holds.endswith(" by head"):
-            for head in range(groups[words[0]][0]):
-                for word in words:
-                    rows = groups[word][1]
-                    yield Segment(start[word] + head * rows, at, rows)
-                    at += rows
-            return
-        for word in words:
-            heads, rows = groups[word]
-            yield Segment(start[word], at, heads * rows)
-            at += heads * rows
+        for run in range(runs):
+            for word in words:
+                heads, rows = groups[word]
+                part = heads // runs * rows
+                yield Segment(start[word] + run * part, at, part)
+                at += part

@@ -147,7 +147,7 @@ class Published:
                 for one, other in zip(first, copy, strict=True):
                     if other.name not in self.source.kinds or one.name == other.name:
                         continue
-                    if not _same_bits(self.source, one.name, other.name):
+                    if not same_bits(self.source, one.name, other.name):
                         raise FlyweightError(
                             f"{self.where}: {one.name} and {other.name} should be one tensor and"
                             " differ: the sharing that this model is named for is not in its"
@@ -171,9 +171,11 @@ def check_counts(where: Path, spec: ModelSpec, kinds: Mapping[str, Kind]) -> Non
     """Before a plan is made of what may be any number: layers and heads that cannot be there."""
     most = len(kinds)
     # A body that runs many times may be stored once.
-    if max(spec.depth, spec.uses // 64) > most:
+    encoder = spec.encoder.depth if spec.encoder else 0
+    if max(encoder + spec.depth, spec.uses // 64) > most:
         raise FlyweightError(
-            f"{where} has {most} tensors, too few for the {spec.uses} layers that it should have"
+            f"{where} has {most} tensors, too few for the {encoder + spec.uses} layers that it"
+            " should have"
         )
     widest = max((length for kind in kinds.values() for length in kind.shape), default=0)
     if max(spec.attention.heads, spec.head_dim) > widest:
@@ -214,6 +216,7 @@ def compare(planned: list[Planned], layout: Layout, kinds: Mapping[str, Kind]) -
     )
 
 
-def _same_bits(source: Tensors, one: str, other: str) -> bool:
-    same = source.kinds[one] == source.kinds[other]
-    return same and np.array_equal(source.bits(one), source.bits(other))
+def same_bits(source: Tensors, first: str, second: str) -> bool:
+    """Whether two tensors are equal bit for bit, of one type and shape."""
+    same = source.kinds[first] == source.kinds[second]
+    return same and np.array_equal(source.bits(first), source.bits(second))

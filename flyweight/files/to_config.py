@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from flyweight.files.config_json import SHARE
+from flyweight.files.config_json import FEED_FORWARDS, SHARE
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.position import DynamicScaling, LinearScaling, Llama3Scaling, LongRope
@@ -34,7 +34,7 @@ def target(spec: ModelSpec, family: str = "") -> Target:
     if never:
         raise FlyweightError(_refusal(never))
     expanded = _expanded(spec)
-    folded = expanded.scale != type(expanded.scale)()
+    folded = expanded.scale != type(expanded.scale)() and not _scales_as_t5(expanded)
     if folded:
         values = expanded.values()
         values["scale"] = {}
@@ -43,7 +43,12 @@ def target(spec: ModelSpec, family: str = "") -> Target:
         if scale.embedding != 1.0 or scale.logits != 1.0:
             values["tie_embeddings"] = False
         expanded = ModelSpec.parse(values)
-    tried = {name: list(differs(expanded)) for name, (differs, _, _) in _CLASSES.items()}
+    both = spec.encoder is not None
+    if both and not _scales_as_t5(expanded):
+        # Its class scales what goes into a tied head: one that is not gets a matrix of its own.
+        expanded = ModelSpec.parse({**expanded.values(), "tie_embeddings": False})
+    classes = {n: c for n, c in _CLASSES.items() if (n in _ENCODER_DECODERS) == both}
+    tried = {name: list(differs(expanded)) for name, (differs, _, _) in classes.items()}
     fitting = [name for name, reasons in tried.items() if not reasons]
     chosen = family if family in fitting else next(iter(fitting), None)
     if chosen is None:
@@ -74,13 +79,10 @@ def _in_no_class(spec: ModelSpec) -> Iterator[str]:
         yield "share.lora_rank"
     if not spec.norm.gain:
         yield "norm.gain = false"
-    if spec.attention.scale != "1/sqrt(d)":
+    if spec.encoder is None and spec.attention.scale != "1/sqrt(d)":
         yield f"attention.scale = '{spec.attention.scale}'"
-    if spec.branches != "sequential":
-        yield f"branches = '{spec.branches}'"
-    if spec.logit_bias:
-        yield "a bias of the logits"
-    if spec.position.kind in ("alibi", "none"):
+    relative = spec.position.kind == "relative" and spec.encoder is None
+    if spec.position.kind in ("alibi", "none") or relative:
         yield f"position.kind = '{spec.position.kind}'"
 
 
@@ -92,8 +94,17 @@ def _expanded(spec: ModelSpec) -> ModelSpec:
     return ModelSpec.parse(values)
 
 
+def _sequential(spec: ModelSpec) -> Iterator[str]:
+    """What CodeGen alone has."""
+    if spec.branches != "sequential":
+        yield f"branches = '{spec.branches}'"
+    if spec.logit_bias:
+        yield "a bias of the logits"
+
+
 def _llama_family(spec: ModelSpec, layout: str = "half") -> Iterator[str]:
     """What keeps a spec from every class that follows Llama, with this layout of RoPE."""
+    yield from _sequential(spec)
     if spec.norm.kind != "rms":
         yield "norm.kind = 'layer' without learned positions and gelu"
     if spec.position.kind != "rope":
@@ -173,18 +184,62 @@ def _not_glm(spec: ModelSpec) -> Iterator[str]:
 
 
 def _not_gpt2(spec: ModelSpec) -> Iterator[str]:
-    if spec.norm.kind != "layer" or not spec.norm.bias:
-        yield "norms without biases in GPT-2"
+    yield from _sequential(spec)
+    yield from _gpt_family(spec, "GPT-2")
     if spec.position.kind != "learned":
         yield f"position.kind = '{spec.position.kind}' in GPT-2"
+    if _biases(spec) != (True, True):
+        yield "attention without biases in GPT-2"
+
+
+def _gpt_family(spec: ModelSpec, name: str) -> Iterator[str]:
+    """What keeps a spec from GPT-2 and from CodeGen."""
+    if spec.norm.kind != "layer" or not spec.norm.bias:
+        yield f"norms without biases in {name}"
     if spec.feedforward.kind not in ("gelu", "gelu-exact"):
-        yield f"feedforward.kind = '{spec.feedforward.kind}' in GPT-2"
-    if _biases(spec) != (True, True) or not spec.feedforward.bias:
-        yield "attention and feed-forward without biases in GPT-2"
+        yield f"feedforward.kind = '{spec.feedforward.kind}' in {name}"
+    if not spec.feedforward.bias:
+        yield f"feed-forward without biases in {name}"
     if spec.kv_heads != spec.attention.heads or spec.head_dim * spec.attention.heads != spec.width:
-        yield "kv_heads or head_dim in GPT-2"
+        yield f"kv_heads or head_dim in {name}"
     if spec.attention.window is not None or spec.attention.qk_norm:
-        yield "attention.window or qk_norm in GPT-2"
+        yield f"attention.window or qk_norm in {name}"
+
+
+def _not_codegen(spec: ModelSpec) -> Iterator[str]:
+    yield from _gpt_family(spec, "CodeGen")
+    if spec.branches != "parallel" or not spec.logit_bias:
+        yield "sequential branches, or logits without a bias, in CodeGen"
+    position = spec.position
+    if (position.kind, position.layout, position.theta) != ("rope", "interleaved", 10_000.0):
+        yield "positions other than interleaved RoPE with theta = 10000 in CodeGen"
+    if position.scaling is not None:
+        yield f"position.scaling.kind = '{position.scaling.kind}' in CodeGen"
+    if any(_biases(spec)):
+        yield "biases of attention in CodeGen"
+    if spec.attention.heads % 4:
+        yield f"{spec.attention.heads} heads, which are no multiple of 4, in CodeGen"
+
+
+def _scales_as_t5(spec: ModelSpec) -> bool:
+    """Whether the multipliers are those of T5 1.0, which its class knows: its tied head's."""
+    only_logits = type(spec.scale)(logits=spec.width**-0.5)
+    return spec.encoder is not None and spec.tie_embeddings and spec.scale == only_logits
+
+
+def _not_t5(spec: ModelSpec) -> Iterator[str]:
+    if spec.norm.kind != "rms":
+        yield "norm.kind = 'layer' in T5"
+    if spec.attention.scale != "1":
+        yield f"attention.scale = '{spec.attention.scale}' in T5"
+    if spec.feedforward.kind not in _T5_FEED_FORWARDS:
+        yield f"feedforward.kind = '{spec.feedforward.kind}' in T5"
+    if any(_biases(spec)) or spec.feedforward.bias:
+        yield "biases in T5"
+    if spec.kv_heads != spec.attention.heads:
+        yield "kv_heads in T5"
+    if spec.attention.qk_norm:
+        yield "attention.qk_norm in T5"
 
 
 def _llama_config(spec: ModelSpec) -> dict[str, Any]:
@@ -294,6 +349,35 @@ def _gpt2_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+def _codegen_config(spec: ModelSpec) -> dict[str, Any]:
+    return _gpt2_config(spec) | {"n_ctx": spec.context, "rotary_dim": spec.rotary_dim}
+
+
+def _t5_config(spec: ModelSpec) -> dict[str, Any]:
+    assert spec.encoder is not None
+    scaled = _scales_as_t5(spec)
+    return {
+        "vocab_size": spec.vocab_size,
+        "d_model": spec.width,
+        "d_kv": spec.head_dim,
+        "d_ff": spec.feedforward.hidden,
+        "num_layers": spec.encoder.depth,
+        "num_decoder_layers": spec.depth,
+        "num_heads": spec.attention.heads,
+        "n_positions": spec.context,
+        "relative_attention_num_buckets": spec.position.buckets,
+        "relative_attention_max_distance": spec.position.max_distance,
+        "feed_forward_proj": _T5_FEED_FORWARDS[spec.feedforward.kind],
+        "layer_norm_epsilon": spec.norm.eps,
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": spec.encoder.start,
+        # To T5's class this says whether the head's input is scaled, too.
+        "tie_word_embeddings": scaled,
+    }
+
+
+_T5_FEED_FORWARDS = {ours: theirs for theirs, (ours, _) in FEED_FORWARDS.items()}
+_ENCODER_DECODERS = ("t5",)
 # The first that fits is taken: what keeps a spec from it, its configuration, its layout.
 _CLASSES: dict[
     str, tuple[Callable[[ModelSpec], Iterator[str]], Callable[[ModelSpec], dict[str, Any]], str]
@@ -305,6 +389,8 @@ _CLASSES: dict[
     "phi3": (_not_phi3, _windowed, "phi3"),
     "glm": (_not_glm, _glm_config, "glm"),
     "gpt2": (_not_gpt2, _gpt2_config, "gpt2"),
+    "codegen": (_not_codegen, _codegen_config, "codegen"),
+    "t5": (_not_t5, _t5_config, "t5"),
 }
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -314,4 +400,6 @@ _ARCHITECTURES = {
     "phi3": "Phi3ForCausalLM",
     "glm": "GlmForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "codegen": "CodeGenForCausalLM",
+    "t5": "T5ForConditionalGeneration",
 }

@@ -1,18 +1,22 @@
-"""Causal attention: grouped queries, RoPE or ALiBi, sliding windows, document boundaries."""
+"""Attention: grouped queries, RoPE or biases, sliding windows, document boundaries; causal, or
+both ways, or to an encoder's output.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flyweight.model.attention_gradient import attention
-from flyweight.model.cache import Slot
+from flyweight.model.cache import Memory, Slot
 from flyweight.model.layers import Linear, Norm
 from flyweight.model.positions import (
     alibi_divisor,
     alibi_slopes,
+    relative_buckets,
     rope_frequencies,
     rope_tables,
     rotate,
@@ -26,20 +30,25 @@ class Scene:
     """What every block of one forward pass shares: where queries stand, and what they may see.
 
     ``mask``: None (plain causal), or a bool or additive tensor broadcastable to
-    (B, heads, queries, keys). ``cos`` and ``sin``: (queries, rotary_dim / 2).
+    (B, heads, queries, keys). ``cos`` and ``sin``: (queries, rotary_dim / 2). ``memory``: what an
+    encoder read, for the blocks that attend to it.
     """
 
     mask: Tensor | None = None
     cos: Tensor | None = None
     sin: Tensor | None = None
     causal: bool = True
+    memory: Memory | None = None
 
 
 class Positions(nn.Module):
-    """Builds the Scene of a forward pass; holds the few constants that positions need."""
+    """Builds the Scene of a forward pass; holds what positions need: constants, and the table
+    ``bias`` (buckets, heads) of relative ones.
+    """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, both_ways: bool = False) -> None:
         super().__init__()
+        self.both_ways = both_ways
         self.kind, self.window = spec.position.kind, spec.attention.window
         self.position, self.rotary_dim = spec.position, spec.rotary_dim
         self.rope_gain = spec.rope_gain
@@ -56,6 +65,8 @@ class Positions(nn.Module):
             alibi_slopes(spec.attention.heads) if self.kind == "alibi" else None,
             persistent=False,
         )
+        shape = (spec.position.buckets, spec.attention.heads)
+        self.bias = nn.Parameter(torch.empty(shape)) if self.kind == "relative" else None
 
     def scene(
         self,
@@ -86,7 +97,7 @@ class Positions(nn.Module):
             if self.rope_gain != 1.0:
                 scene.cos, scene.sin = scene.cos * self.rope_gain, scene.sin * self.rope_gain
         distance_TS = queries_T[:, None] - keys_S[None, :]
-        plain = documents_BT is None and self.slopes is None
+        plain = documents_BT is None and self.slopes is None and self.bias is None
         if plain and (self.window is None or self.window >= past + queries):
             if past == 0 or queries == 1:
                 scene.causal = past == 0
@@ -98,13 +109,34 @@ class Positions(nn.Module):
             same = documents_BT[:, past:, None] == documents_BT[:, None, :]
             visible = (visible & same)[:, None]
         scene.causal = False
-        if self.slopes is None:
-            scene.mask = visible
-        else:
+        scene.mask = visible
+        bias = None
+        if self.bias is not None:
+            bias = self._relative(distance_TS)
+        elif self.slopes is not None:
             slopes = self.slopes / alibi_divisor(self.position, length)
             bias = -slopes[:, None, None] * distance_TS.to(torch.float32)
+        if bias is not None:
             scene.mask = bias.masked_fill(~visible, float("-inf")).to(dtype)
         return scene
+
+    def whole(self, real_BS: Tensor | None, length: int, dtype: torch.dtype) -> Scene:
+        """The scene of ``length`` positions that all see each other, padding (not real) left out.
+
+        Only relative positions know both directions.
+        """
+        assert self.both_ways and self.bias is not None
+        places_S = torch.arange(length, device=self.bias.device)
+        bias = self._relative(places_S[:, None] - places_S[None, :])
+        if real_BS is not None:
+            bias = bias.masked_fill(~real_BS[:, None, None, :], float("-inf"))
+        return Scene(mask=bias.to(dtype), causal=False)
+
+    def _relative(self, distance_TS: Tensor) -> Tensor:
+        """The bias of every head for these distances, query minus key. (heads, T, S), float32."""
+        assert self.bias is not None
+        bucket_TS = relative_buckets(self.position, distance_TS, self.both_ways)
+        return F.embedding(bucket_TS, self.bias).permute(2, 0, 1).float()
 
 
 class Attention(nn.Module):
@@ -117,7 +149,8 @@ class Attention(nn.Module):
         super().__init__()
         attention = spec.attention
         self.heads, self.kv_heads, self.head_dim = attention.heads, spec.kv_heads, spec.head_dim
-        self.scale = self.head_dim**-0.5 if attention.scale == "1/sqrt(d)" else 1 / self.head_dim
+        scales = {"1/sqrt(d)": self.head_dim**-0.5, "1/d": 1 / self.head_dim, "1": 1.0}
+        self.scale = scales[attention.scale]
         self.layout = spec.position.layout
         gained = NormSpec(kind="rms", eps=spec.norm.eps, gain=attention.qk_gain)
         self.query_norm = Norm(gained, self.head_dim) if attention.qk_norm else None
@@ -140,3 +173,34 @@ class Attention(nn.Module):
             k, v = slot.extend(k, v)
         y = attention(q, k, v, scene.mask, scene.causal, self.scale)
         return self.output(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+class CrossAttention(Attention):
+    """Attention of a decoder's positions to all of an encoder's; order plays no part in it.
+
+    The weights are those of Attention: the query rows of ``qkv`` read the decoder's stream, the
+    key and value rows the encoder's output. Keys and values are computed once for a ``slot``.
+    """
+
+    def forward(self, x_BTD: Tensor, scene: Scene, slot: Slot | None = None) -> Tensor:
+        assert scene.memory is not None
+        batch, length, _ = x_BTD.shape
+        rows = self.heads * self.head_dim
+        q = self._project(x_BTD, slice(rows))
+        q = q if self.query_norm is None else self.query_norm(q)
+        kept = None if slot is None else slot.source
+        if kept is None:
+            kv = self._project(scene.memory.hidden, slice(rows, None))
+            k, v = kv.split((self.kv_heads, self.kv_heads), dim=1)
+            kept = k if self.key_norm is None else self.key_norm(k), v
+            if slot is not None:
+                slot.source = kept
+        # Additive, for attention takes a bool mask over as many keys as queries for a causal one.
+        y = attention(q, *kept, scene.memory.mask, False, self.scale)
+        return self.output(y.transpose(1, 2).reshape(batch, length, -1))
+
+    def _project(self, x_BTD: Tensor, rows: slice) -> Tensor:
+        """Some rows of ``qkv``, as heads. (B, rows / head_dim, T, head_dim)."""
+        weight, bias = self.qkv.weight[rows].to(x_BTD.dtype), self.qkv.bias
+        found = F.linear(x_BTD, weight, None if bias is None else bias[rows].to(x_BTD.dtype))
+        return found.view(*x_BTD.shape[:2], -1, self.head_dim).transpose(1, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from flyweight.model.attention import Attention, Scene
+from flyweight.model.attention import Attention, CrossAttention, Scene
 from flyweight.model.cache import Slot
 from flyweight.model.feedforward import FeedForward, FeedForwardUpdate
 from flyweight.model.layers import Norm
@@ -16,14 +16,17 @@ class Block(nn.Module):
 
     Parallel branches: h += s·(attention(norm(h)) + feedforward(norm(h))), with one norm.
     ``feedforward`` is None where the decoder lends a shared one; ``update`` is then this use's
-    low-rank change of it, if there is one.
+    low-rank change of it, if there is one. With ``cross``, attention to an encoder's output is a
+    branch of its own between the two.
     """
 
-    def __init__(self, spec: ModelSpec, shared: bool) -> None:
+    def __init__(self, spec: ModelSpec, shared: bool, cross: bool = False) -> None:
         super().__init__()
         self.scale = spec.scale.residual
         self.attention_norm = Norm(spec.norm, spec.width)
         self.attention = Attention(spec)
+        self.cross_attention_norm = Norm(spec.norm, spec.width) if cross else None
+        self.cross_attention = CrossAttention(spec) if cross else None
         parallel = spec.branches == "parallel"
         self.feedforward_norm = None if parallel else Norm(spec.norm, spec.width)
         self.feedforward = None if shared else FeedForward(spec.feedforward, spec.width)
@@ -41,5 +44,8 @@ class Block(nn.Module):
             branch = branch + feedforward(x, self.update)
         else:
             h = h + (branch if self.scale == 1.0 else branch * self.scale)
+            if self.cross_attention is not None and self.cross_attention_norm is not None:
+                branch = self.cross_attention(self.cross_attention_norm(h), scene, slot)
+                h = h + (branch if self.scale == 1.0 else branch * self.scale)
             branch = feedforward(self.feedforward_norm(h), self.update)
         return h + (branch if self.scale == 1.0 else branch * self.scale)

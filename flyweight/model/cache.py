@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
+@dataclass
+class Memory:
+    """What an encoder made of its sources: ``hidden`` (B, S, D), and in a batch of unequal lengths
+    a ``mask`` (B, 1, 1, S), 0 for a position and -inf for padding.
+    """
+
+    hidden: Tensor
+    mask: Tensor | None = None
+
+
 class Slot:
-    """Keys and values of one use of one block. Shapes (B, kv_heads, length, head_dim)."""
+    """Keys and values of one use of one block. Shapes (B, kv_heads, length, head_dim).
+
+    ``source``: those of an encoder's output, computed once.
+    """
 
     def __init__(self) -> None:
+        self.source: tuple[Tensor, Tensor] | None = None
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.length = 0
@@ -38,10 +54,11 @@ class Cache:
     """What decoding one sequence remembers: a slot per use of a block, and the patches' state.
 
     ``reach``: the length that the sequence will come to, where it is known (see ``new_cache``).
+    ``memory``: the source that an encoder-decoder answers.
     """
 
-    def __init__(self, uses: int, reach: int = 0) -> None:
-        self.slots, self.reach = [Slot() for _ in range(uses)], reach
+    def __init__(self, uses: int, reach: int = 0, memory: Memory | None = None) -> None:
+        self.slots, self.reach, self.memory = [Slot() for _ in range(uses)], reach, memory
         # Byte features of the patch that is not complete yet, and the core's last output.
         self.open_patch_1ND: Tensor | None = None
         self.core_output_11D: Tensor | None = None
@@ -61,8 +78,6 @@ class Cache:
     @torch.no_grad()
     def bytes(self) -> int:
         """Memory of the stored keys and values."""
-        return sum(
-            2 * slot.keys.numel() * slot.keys.element_size()
-            for slot in self.slots
-            if slot.keys is not None
-        )
+        stored = [slot.keys for slot in self.slots if slot.keys is not None]
+        stored += [slot.source[0] for slot in self.slots if slot.source is not None]
+        return sum(2 * keys.numel() * keys.element_size() for keys in stored)

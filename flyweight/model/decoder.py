@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from flyweight.model.attention import Positions
 from flyweight.model.block import Block
-from flyweight.model.cache import Cache
+from flyweight.model.cache import Cache, Memory
+from flyweight.model.encoder import Encoder
 from flyweight.model.features import Embedding
 from flyweight.model.feedforward import FeedForward
 from flyweight.model.layers import Linear, Norm
 from flyweight.model.patches import Patches
 from flyweight.model.slots import Slots
+from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec, PatchInput, SlotInput
 from flyweight.spec.position import LongRope
 from flyweight.text.ngrams import positions_in_document
@@ -23,6 +25,9 @@ class Decoder(nn.Module):
 
     ``hidden`` turns tokens (B, T) into final hidden states (B, T, E) in ``dtype``; ``logits``
     turns those into float32 logits (B, T, V). Weights stay in their own precision.
+
+    With an encoder, ``encode`` reads the sources, and the ``memory`` that it returns goes into
+    every call: ``decoder(tokens_BT, memory=decoder.encode(source_BS))``.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -30,8 +35,9 @@ class Decoder(nn.Module):
         self.spec = spec
         self.embedding = Embedding(spec)
         self.positions = Positions(spec)
-        lent = spec.shared_layers
-        self.blocks = nn.ModuleList(Block(spec, i in lent) for i in range(spec.depth))
+        self.encoder = Encoder(spec, spec.encoder.depth) if spec.encoder else None
+        lent, cross = spec.shared_layers, spec.encoder is not None
+        self.blocks = nn.ModuleList(Block(spec, i in lent, cross) for i in range(spec.depth))
         self.shared_feedforward = FeedForward(spec.feedforward, spec.width) if lent else None
         patches = spec.input if isinstance(spec.input, PatchInput) else None
         self.patches = Patches(spec, patches) if patches else None
@@ -47,9 +53,31 @@ class Decoder(nn.Module):
         documents_BT: Tensor | None = None,
         cache: Cache | None = None,
         dtype: torch.dtype = torch.float32,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Logits of the next token at every position. (B, T, V), float32."""
-        return self.logits(self.hidden(tokens_BT, documents_BT, cache, dtype))
+        return self.logits(self.hidden(tokens_BT, documents_BT, cache, dtype, memory))
+
+    def encode(
+        self,
+        source_BS: Tensor,
+        real_BS: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Memory:
+        """What the encoder makes of source tokens; ``real_BS`` is False where they are padding.
+
+        A source of a padded batch comes out as it does alone. Each needs one token at least.
+        """
+        if self.encoder is None:
+            raise FlyweightError("this model is a decoder alone: it has no encoder")
+        x = self.embedding(source_BS, None, None, dtype)
+        if self.spec.scale.embedding != 1.0:
+            x = x * self.spec.scale.embedding
+        mask = None
+        if real_BS is not None:
+            mask = torch.zeros_like(real_BS, dtype=dtype).masked_fill(~real_BS, float("-inf"))
+            mask = mask[:, None, None, :]
+        return Memory(self.encoder(x, real_BS), mask)
 
     def hidden(
         self,
@@ -57,8 +85,19 @@ class Decoder(nn.Module):
         documents_BT: Tensor | None = None,
         cache: Cache | None = None,
         dtype: torch.dtype = torch.float32,
+        memory: Memory | None = None,
     ) -> Tensor:
-        """Final hidden states, normalised. ``cache`` (one sequence) is read and extended."""
+        """Final hidden states, normalised. ``cache`` (one sequence) is read and extended.
+
+        ``memory`` is what an encoder-decoder answers; a cache brings its own.
+        """
+        memory = cache.memory if memory is None and cache is not None else memory
+        if (memory is None) != (self.encoder is None):
+            raise FlyweightError(
+                "this model is an encoder-decoder: its decoder needs a source that was encoded"
+                if memory is None
+                else "this model is a decoder alone: it answers no encoded source"
+            )
         known_BT, new = tokens_BT, slice(None)
         if cache is not None:
             assert tokens_BT.shape[0] == 1, "a cache holds one sequence"
@@ -79,8 +118,6 @@ class Decoder(nn.Module):
             x = self.embedding(tokens_BT, ngrams, matches, dtype)
         if self.patches is not None:
             return self.norm(self._through_patches(x, known_BT, new, documents_BT, cache))
-        if self.spec.scale.embedding != 1.0:
-            x = x * self.spec.scale.embedding
         if self.embedding.positions is not None:
             start = new.start or 0
             index = torch.arange(start, start + x.shape[1], device=x.device)
@@ -88,15 +125,22 @@ class Decoder(nn.Module):
                 within = positions_in_document(documents_BT.cpu().numpy())
                 index = torch.from_numpy(within).to(x.device)
             x = x + self.embedding.positions[index].to(dtype)
-        return self.norm(self.core(x, documents_BT, cache))
+        if self.spec.scale.embedding != 1.0:
+            x = x * self.spec.scale.embedding
+        return self.norm(self.core(x, documents_BT, cache, memory))
 
     def core(
-        self, h: Tensor, documents_BT: Tensor | None = None, cache: Cache | None = None
+        self,
+        h: Tensor,
+        documents_BT: Tensor | None = None,
+        cache: Cache | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """The blocks, each run as often as sharing says, each run with its own cache slot."""
         past = 0 if cache is None else cache.length
         reach = 0 if cache is None else cache.reach
         scene = self.positions.scene(h.shape[1], past, documents_BT, h.dtype, h.device, reach)
+        scene.memory = memory
         repeat = self.spec.share.repeat
         for i, block in enumerate(self.blocks):
             for r in range(repeat):
@@ -157,8 +201,11 @@ class Decoder(nn.Module):
         scale = self.spec.scale.logits
         return logits.float() if scale == 1.0 else logits.float() * scale
 
-    def new_cache(self, reach: int = 0) -> Cache:
+    def new_cache(self, reach: int = 0, memory: Memory | None = None) -> Cache:
         """An empty cache. ``reach``: the length that the sequence will come to, where known.
+
+        ``memory``: the one source that an encoder-decoder answers; its keys and values are
+        computed once.
 
         It matters where scaling depends on the length (``spec.position.original``). LongRoPE's
         keys change once, when the sequence outgrows the original context: the cache is then
@@ -167,7 +214,7 @@ class Decoder(nn.Module):
         every position; keys and values stay as they were computed, as in the published code, so
         that decoding equals the full forward pass of ``reach`` positions only when that is given.
         """
-        return Cache(self.spec.uses, reach)
+        return Cache(self.spec.uses, reach, memory)
 
     def _turns_stale(self, cache: Cache, new: int) -> bool:
         """Whether ``new`` more tokens switch LongRoPE's factors under the keys of a cache."""

@@ -1,4 +1,4 @@
-"""The feed-forward branch: SwiGLU, GELU or squared ReLU, alone or shared with low-rank updates."""
+"""The feed-forward branch: gated or not, alone or shared with low-rank updates."""
 
 from __future__ import annotations
 
@@ -23,30 +23,36 @@ class LowRank(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU(x) = W_down(silu(W_gate x) * W_up x); W_gate and W_up are the rows of one matrix."""
+    """SwiGLU(x) = W_down(silu(W_gate x) * W_up x); W_gate and W_up are the rows of one matrix.
+
+    GEGLU has the GELU for silu; the others are W_down f(W_up x).
+    """
 
     def __init__(self, spec: FeedForwardSpec, width: int, output: int | None = None) -> None:
         super().__init__()
-        self.kind = spec.kind
-        if spec.kind == "swiglu":
+        self.kind, self.gated = spec.kind, spec.gated
+        if spec.gated:
             self.gate_up = Linear(width, 2 * spec.hidden, spec.bias)
         else:
             self.up = Linear(width, spec.hidden, spec.bias)
         self.down = Linear(spec.hidden, output or width, spec.bias)
 
     def forward(self, x: Tensor, update: FeedForwardUpdate | None = None) -> Tensor:
-        expanded = self.gate_up(x) if self.kind == "swiglu" else self.up(x)
+        expanded = self.gate_up(x) if self.gated else self.up(x)
         if update is not None:
             expanded = expanded + update.expand(x)
-        if self.kind == "swiglu":
+        if self.gated:
             gate, up = expanded.chunk(2, dim=-1)
-            hidden = F.silu(gate) * up
+            opened = F.silu(gate) if self.kind == "swiglu" else F.gelu(gate, approximate="tanh")
+            hidden = opened * up
         elif self.kind == "gelu":
             hidden = F.gelu(expanded, approximate="tanh")
         elif self.kind == "gelu-exact":
             hidden = F.gelu(expanded)
         else:
-            hidden = torch.relu(expanded).square()
+            hidden = torch.relu(expanded)
+            if self.kind == "relu2":
+                hidden = hidden.square()
         out = self.down(hidden)
         return out if update is None else out + update.down(hidden)
 
@@ -56,7 +62,7 @@ class FeedForwardUpdate(nn.Module):
 
     def __init__(self, spec: FeedForwardSpec, width: int, rank: int) -> None:
         super().__init__()
-        self.gate = LowRank(width, spec.hidden, rank) if spec.kind == "swiglu" else None
+        self.gate = LowRank(width, spec.hidden, rank) if spec.gated else None
         self.up = LowRank(width, spec.hidden, rank)
         self.down = LowRank(spec.hidden, width, rank)
 

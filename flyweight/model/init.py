@@ -3,9 +3,11 @@
 | tensor                              | "normal"            | "zero-outputs"                    |
 |-------------------------------------|---------------------|-----------------------------------|
 | token embedding                     | N(0, std²)          | N(0, 1/4)                         |
-| learned positions, match tables     | N(0, std²)          | N(0, 1/100)                       |
+| learned and relative positions,     | N(0, std²)          | N(0, 1/100)                       |
+| match tables                        |                     |                                   |
 | n-gram tables                       | N(0, std²)          | N(0, 1/2500)                      |
-| attention.output, feedforward.down  | N(0, std² / (2 L))  | 0                                 |
+| outputs of attention (also to an    | N(0, std² / (2 L))  | 0                                 |
+| encoder) and feed-forward           |                     |                                   |
 | head                                | N(0, std²)          | 0                                 |
 | low-rank updates                    | down N(0, 1/inputs) | up 0: a shared matrix starts as is  |
 | every other matrix                  | N(0, std²)          | N(0, 1 / (2 inputs))              |
@@ -36,13 +38,15 @@ def init_weights(model: Decoder, seed: int) -> None:
         deviation = (0.5 / weight.shape[1]) ** 0.5 if zero else std
         if above in low_rank:
             deviation = 0.0 if owner.endswith(".up") else weight.shape[1] ** -0.5
-        elif owner.endswith((".attention.output", "feedforward.down")):
+        elif owner.endswith(("attention.output", "feedforward.down")):
             deviation = 0.0 if zero else std * (2 * model.spec.uses) ** -0.5
         elif name in ("head.weight", "slots.head.weight"):
             deviation = 0.0 if zero else std
         elif name in ("embedding.weight", "slots.embedding"):
             deviation = 0.5 if zero else std
         elif name in ("embedding.matches", "embedding.positions") or leaf.endswith("offset"):
+            deviation = 0.1 if zero else std
+        elif name.endswith("positions.bias"):
             deviation = 0.1 if zero else std
         elif name == "embedding.ngrams.table":
             deviation = 0.02 if zero else std

@@ -1,8 +1,8 @@
-"""Order in attention: rotary embeddings and linear biases."""
+"""Order in attention: rotary embeddings, linear biases, and buckets of distances."""
 
 from __future__ import annotations
 
-from math import pi
+from math import log, pi
 
 import torch
 from torch import Tensor
@@ -63,6 +63,23 @@ def rotate(x_BHTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, layout: str) -> Tenso
     if rotary == x_BHTD.shape[-1]:
         return result
     return torch.cat((result, x_BHTD[..., rotary:]), dim=-1)
+
+
+def relative_buckets(position: Position, distance: Tensor, both_ways: bool) -> Tensor:
+    """The bucket of each distance, query minus key (arXiv:1910.10683). int64, as ``distance``.
+
+    A key that lies ahead of its query has the second half of the buckets where ``both_ways``;
+    otherwise it counts as distance 0.
+    """
+    buckets = position.buckets // 2 if both_ways else position.buckets
+    ahead = buckets * (distance < 0) if both_ways else torch.zeros_like(distance)
+    steps = distance.abs() if both_ways else distance.clamp(min=0)
+    exact = buckets // 2
+    # In float32 and in this order, as the published models were trained: at powers of two the
+    # quotient is whole, and which bucket it falls in is a matter of rounding.
+    share = torch.log(steps.clamp(min=1).float() / exact) / log(position.max_distance / exact)
+    far = (exact + (share * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return ahead + torch.where(steps < exact, steps, far)
 
 
 def alibi_divisor(position: Position, length: int) -> float:

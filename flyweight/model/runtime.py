@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flyweight.model.cache import Cache
 from flyweight.model.decoder import Decoder
 from flyweight.model.sample import choose, likeliest, penalise
 from flyweight.spec.model import ModelSpec
+from flyweight.spec.position import LongRope
 from flyweight.text.talk import SCORED_AT_ONCE, Sampling, Step, Talker, windows
 from flyweight.text.tokenizer import Tokenizer
 
@@ -42,18 +44,29 @@ class TorchModel(Talker):
                 scores[begin + new : begin + length] = picked[new:]
         return scores.tolist()
 
+    def _cache(self, length: int) -> Cache:
+        """An empty cache for a sequence that may come to ``length`` tokens.
+
+        Dynamic NTK and ALiBi's interpolation read every position by the length of the whole, so
+        the whole is taken to be as long as it may become. LongRoPE changes once, when the original
+        context is outgrown, and its cache then computes anew what it holds.
+        """
+        position = self.spec.position
+        grows = position.original is not None and not isinstance(position.scaling, LongRope)
+        return self.decoder.new_cache(min(length, self.spec.context) if grows else 0)
+
     @torch.no_grad()
     def _steps(self, ids: list[int], sampling: Sampling, top: int | None) -> Iterator[Step]:
+        if sampling.max_tokens == 0:
+            return
         generator = torch.Generator().manual_seed(sampling.seed)
         eot = self.tokenizer.eot_id
-        context = self.spec.context
-        history = ids[-context:]
-        cache = self.decoder.new_cache()
-        logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
+        after = self._logits(ids, sampling.max_tokens)
+        logits, said = next(after)
         for made in range(sampling.max_tokens):
             log_probs = None if top is None else logits.log_softmax(dim=-1)
             if sampling.repetition_penalty is not None:
-                penalise(logits, history, sampling.repetition_penalty)
+                penalise(logits, said, sampling.repetition_penalty)
             # A vocabulary padded to a round size has ids that stand for nothing.
             logits[self.tokenizer.vocab_size :] = float("-inf")
             if made < sampling.min_tokens and eot is not None:
@@ -74,16 +87,27 @@ class TorchModel(Talker):
                 yield Step(token)
             else:
                 yield Step(token, float(log_probs[token]), likeliest(log_probs, top))
-            history.append(token)
             if made + 1 == sampling.max_tokens:
                 return
+            logits, said = after.send(token)
+
+    def _logits(
+        self, ids: list[int], left: int
+    ) -> Generator[tuple[torch.Tensor, Sequence[int]], int, None]:
+        """Logits (V,) of the token after ``ids``, and after each of the ``left`` then sent; with
+        them the tokens that the decoder remembers."""
+        context = self.spec.context
+        history = ids[-context:]
+        cache = self._cache(len(history) + left)
+        token = yield self.decoder(torch.tensor([history]), cache=cache)[0, -1], history
+        while True:
+            history.append(token)
+            new, left = [token], left - 1
             if len(history) > context:
                 # The cache is full: go on from the newest half of what it held.
-                history = history[-max(1, context // 2) :]
-                cache = self.decoder.new_cache()
-                logits = self.decoder(torch.tensor([history]), cache=cache)[0, -1]
-            else:
-                logits = self.decoder(torch.tensor([[token]]), cache=cache)[0, -1]
+                new = history = history[-max(1, context // 2) :]
+                cache = self._cache(len(history) + left)
+            token = yield self.decoder(torch.tensor([new]), cache=cache)[0, -1], history
 
     def _tokens(
         self,

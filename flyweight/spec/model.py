@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from math import log, sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flyweight.spec.position import DynamicScaling, LongRope, Position, Positive, PositiveFloat
+from flyweight.spec.position import (
+    DynamicScaling,
+    LongRope,
+    Position,
+    Positive,
+    PositiveFloat,
+    longrope_gain,
+)
 from flyweight.spec.table import Table
 
 
@@ -35,8 +41,9 @@ class Attention(Table):
     head_dim: Positive | None = None
     bias: bool = False
     output_bias: bool | None = None
-    # Scores are multiplied by 1/sqrt(head_dim), or by 1/head_dim (muP, arXiv:2203.03466).
-    scale: Literal["1/sqrt(d)", "1/d"] = "1/sqrt(d)"
+    # Scores are multiplied by 1/sqrt(head_dim), by 1/head_dim (muP, arXiv:2203.03466), or by 1
+    # (T5, whose queries start smaller instead).
+    scale: Literal["1/sqrt(d)", "1/d", "1"] = "1/sqrt(d)"
     # Sliding window (arXiv:2310.06825): position i sees the `window` positions up to itself.
     window: Positive | None = None
     # RMS-normalised queries and keys (arXiv:2302.05442), each with a gain per dimension of a head
@@ -54,14 +61,33 @@ class Attention(Table):
 
 
 class FeedForward(Table):
-    """SwiGLU (arXiv:2002.05202), GELU, or squared ReLU (arXiv:2109.08668).
+    """SwiGLU and GEGLU (arXiv:2002.05202), GELU, ReLU, or squared ReLU (arXiv:2109.08668).
 
-    "gelu" is the tanh form of GPT-2, "gelu-exact" the one by the error function.
+    "gelu" is the tanh form of GPT-2, "gelu-exact" the one by the error function; "geglu" gates
+    with the tanh form.
     """
 
-    kind: Literal["swiglu", "gelu", "gelu-exact", "relu2"] = "swiglu"
+    kind: Literal["swiglu", "geglu", "gelu", "gelu-exact", "relu", "relu2"] = "swiglu"
     hidden: Positive
     bias: bool = False
+
+    @property
+    def gated(self) -> bool:
+        """Whether a second matrix, the gate, goes through the non-linearity."""
+        return self.kind in ("swiglu", "geglu")
+
+
+class Encoder(Table):
+    """Makes the model an encoder-decoder (arXiv:1706.03762), as T5 (arXiv:1910.10683).
+
+    The encoder reads a source with ``depth`` blocks of the decoder's shape, each position seeing
+    all others; it has the decoder's embeddings, and a position table and a last norm of its own.
+    Every block of the decoder then attends to its output, between attention to what the decoder
+    itself has written and the feed-forward. ``start`` is the token that the decoder begins with.
+    """
+
+    depth: Positive
+    start: Annotated[int, Field(ge=0)] = 0
 
 
 class Share(Table):
@@ -92,7 +118,8 @@ class Share(Table):
 
 
 class Scale(Table):
-    """Multipliers of the forward pass (muP and MiniCPM): embeddings, residual branches, logits."""
+    """Multipliers of the forward pass (muP and MiniCPM): embeddings (learned positions among
+    them), residual branches, logits."""
 
     embedding: PositiveFloat = 1.0
     residual: PositiveFloat = 1.0
@@ -212,7 +239,9 @@ class Init(Table):
 
 
 class ModelSpec(Table):
-    """A decoder, whole. Widths in features, context in tokens (bytes for byte models)."""
+    """A decoder, whole, or an ``encoder`` with it. Widths in features, context in tokens (bytes for
+    byte models).
+    """
 
     vocab_size: Positive
     width: Positive
@@ -222,6 +251,7 @@ class ModelSpec(Table):
     position: Position = Position()
     attention: Attention
     feedforward: FeedForward
+    encoder: Encoder | None = None
     share: Share = Share()
     scale: Scale = Scale()
     input: Input = TokenInput()
@@ -249,6 +279,7 @@ class ModelSpec(Table):
         if self.logit_bias and self.tie_embeddings:
             raise ValueError("logit_bias needs a head of its own: tie_embeddings = false")
         self._check_scaling()
+        self._check_encoder()
         if self.input.kind == "patches" and self.vocab_size < 258:
             raise ValueError("a patch model reads bytes: vocab_size must be 258 (256, pad, eot)")
         if self.input.kind == "patches":
@@ -273,6 +304,31 @@ class ModelSpec(Table):
                     f" width = {self.width}"
                 )
         return self
+
+    def _check_encoder(self) -> None:
+        if self.encoder is None:
+            return
+        if self.position.kind != "relative":
+            raise ValueError(
+                f"position.kind = '{self.position.kind}' does not apply to an encoder-decoder; it"
+                " takes 'relative'"
+            )
+        if self.encoder.start >= self.vocab_size:
+            raise ValueError(
+                f"encoder.start = {self.encoder.start} is no token of vocab_size ="
+                f" {self.vocab_size}"
+            )
+        settings = {
+            "input": self.input == TokenInput(),
+            "ngrams": self.ngrams is None,
+            "matches": self.matches is None,
+            "share": self.share == Share(),
+            "attention.window": self.attention.window is None,
+            "branches": self.branches == "sequential",
+        }
+        for name, left_out in settings.items():
+            if not left_out:
+                raise ValueError(f"{name} does not apply to an encoder-decoder; leave it out")
 
     def _check_scaling(self) -> None:
         scaling, half = self.position.scaling, self.rotary_dim // 2
@@ -314,8 +370,7 @@ class ModelSpec(Table):
             return 1.0
         if scaling.attention is not None:
             return scaling.attention
-        longer = self.context / scaling.original
-        return sqrt(1 + log(longer) / log(scaling.original)) if longer > 1 else 1.0
+        return longrope_gain(self.context / scaling.original, scaling.original)
 
     @property
     def shared_layers(self) -> range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log, sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -78,31 +79,55 @@ class LongRope(Table):
     attention: PositiveFloat | None = None
 
 
+def longrope_gain(factor: float, original: int) -> float:
+    """LongRoPE's attention factor for ``factor`` times the ``original`` positions."""
+    return sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
+
+
 Scaling = Annotated[
     LinearScaling | DynamicScaling | Llama3Scaling | LongRope, Field(discriminator="kind")
 ]
 
 
 class Position(Table):
-    """How order reaches attention: RoPE (arXiv:2104.09864), ALiBi (arXiv:2108.12409), learned."""
+    """How order reaches attention: RoPE (arXiv:2104.09864), ALiBi (arXiv:2108.12409), learned.
 
-    kind: Literal["rope", "alibi", "learned", "none"] = "rope"
+    "relative" (T5, arXiv:1910.10683, section 2.1): a learned bias of each head's scores for every
+    bucket of distances, one table for all layers of a stack. A causal stack has all ``buckets`` for
+    what lies behind, an encoder half of them for each side. Half of a side's buckets hold one
+    distance each; the others grow with the logarithm up to ``max_distance``, beyond which all
+    distances are alike.
+    """
+
+    kind: Literal["rope", "alibi", "learned", "relative", "none"] = "rope"
     theta: PositiveFloat = 10_000.0
     # The share of each head's dimensions that rotate (Phi-4-mini: 0.75).
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     # "half" pairs dimension i with i + d/2 (Llama), "interleaved" pairs 2i with 2i + 1 (GPT-J).
     layout: Literal["half", "interleaved"] = "half"
+    buckets: Annotated[int, Field(ge=4)] = 32
+    max_distance: Positive = 128
     # How positions beyond those of the first training are read.
     scaling: Scaling | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Position:
-        defaults = {"theta": 10_000.0, "fraction": 1.0, "layout": "half"}
-        for name, default in defaults.items() if self.kind != "rope" else ():
-            if getattr(self, name) != default:
+        belongs = dict.fromkeys(("theta", "fraction", "layout"), "rope")
+        belongs |= dict.fromkeys(("buckets", "max_distance"), "relative")
+        for name, kind in belongs.items():
+            default = type(self).model_fields[name].default
+            if self.kind != kind and getattr(self, name) != default:
                 raise ValueError(
                     f"{name} does not apply to kind = '{self.kind}'; leave it out, or set it back"
                     f" to {default!r}"
+                )
+        if self.kind == "relative":
+            if self.buckets % 2:
+                raise ValueError(f"buckets = {self.buckets} must be even")
+            if self.max_distance <= self.buckets // 2:
+                raise ValueError(
+                    f"max_distance = {self.max_distance} must be more than half of buckets ="
+                    f" {self.buckets}, which hold one distance each"
                 )
         scaling = self.scaling
         if scaling is None:

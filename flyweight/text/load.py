@@ -29,6 +29,10 @@ _PLACES = (
 )
 
 
+# T5's tokenizer has as many where its configuration does not say.
+_SENTINELS, _MOST_SENTINELS = 100, 100_000
+
+
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer at ``path``: a tokenizer.json, a SentencePiece .model, a .gguf, or a folder.
 
@@ -121,7 +125,7 @@ def _token(value: Any) -> str | None:
 
 
 def _configured(pieces: Pieces, config: dict[str, Any]) -> Pieces:
-    pieces = _with_added(pieces, config)
+    pieces = _with_sentinels(_with_added(pieces, config), config)
     ids = {piece: id for id, piece in enumerate(pieces.pieces)}
     bos_id = ids.get(_token(config.get("bos_token")) or "", pieces.bos_id)
     eot_id = ids.get(_token(config.get("eos_token")) or "", pieces.eot_id)
@@ -129,7 +133,29 @@ def _configured(pieces: Pieces, config: dict[str, Any]) -> Pieces:
     if not isinstance(add_bos, bool):
         # transformers' Llama tokenizer adds one unless it is told not to.
         add_bos = str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
-    return replace(pieces, bos_id=bos_id, eot_id=eot_id, add_bos=add_bos)
+    add_eot = _is_t5(config) and eot_id is not None
+    return replace(pieces, bos_id=bos_id, eot_id=eot_id, add_bos=add_bos, add_eot=add_eot)
+
+
+def _is_t5(config: dict[str, Any]) -> bool:
+    return str(config.get("tokenizer_class")).removesuffix("Fast") == "T5Tokenizer" or (
+        "extra_ids" in config
+    )
+
+
+def _with_sentinels(pieces: Pieces, config: dict[str, Any]) -> Pieces:
+    """With T5's sentinels behind the pieces: <extra_id_0> last, as many as ``extra_ids`` says."""
+    count = config.get("extra_ids", _SENTINELS if _is_t5(config) else 0)
+    if type(count) is not int or not 0 <= count <= _MOST_SENTINELS:
+        raise CorruptFileError(f"tokenizer_config.json: extra_ids = {count!r} is no number of them")
+    known = set(pieces.pieces)
+    names = tuple(n for i in reversed(range(count)) if (n := f"<extra_id_{i}>") not in known)
+    return replace(
+        pieces,
+        pieces=pieces.pieces + names,
+        types=pieces.types + (CONTROL,) * len(names),
+        scores=pieces.scores + (0.0,) * len(names),
+    )
 
 
 def _with_added(pieces: Pieces, config: dict[str, Any]) -> Pieces:

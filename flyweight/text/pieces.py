@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from flyweight.spec.errors import CorruptFileError
 from flyweight.text.charsmap import SPACE
+from flyweight.text.document import added_token, bpe, surrounded_by, tokenizer_json
 from flyweight.text.tokenizer import MARK
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -55,6 +56,8 @@ class Pieces:
     eot_id: int | None = None
     pad_id: int | None = None
     add_bos: bool = False
+    # For other programs, which put an end behind a text by themselves; `encode` never does.
+    add_eot: bool = False
 
     def __post_init__(self) -> None:
         size = len(self.pieces)
@@ -91,6 +94,8 @@ class Pieces:
             raise CorruptFileError("the vocabulary falls back to bytes and lacks some of the 256")
         if self.add_bos and self.bos_id is None:
             raise CorruptFileError("a beginning-of-text token is to be added, and there is none")
+        if self.add_eot and self.eot_id is None:
+            raise CorruptFileError("an end-of-text token is to be added, and there is none")
 
     def bytes_of(self) -> dict[int, int]:
         """The byte of each byte piece, by id."""
@@ -105,22 +110,17 @@ class Pieces:
 
     def document(self) -> dict[str, Any]:
         """The tokenizer.json, parsed."""
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": self._added_tokens(),
-            "normalizer": self._normalizer(),
-            "pre_tokenizer": None,
-            "post_processor": self._post_processor(),
-            "decoder": self._decoder(),
-            "model": self._model() | {MARK: self._mark()},
-        }
+        return tokenizer_json(
+            self._model() | {MARK: self._mark()},
+            self._added_tokens(),
+            decoder=self._decoder(),
+            normalizer=self._normalizer(),
+            post_processor=self._post_processor(),
+        )
 
     def _added_tokens(self) -> list[dict[str, Any]]:
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         return [
-            {"id": id, "content": piece, **flags, "special": self.types[id] != USER_DEFINED}
+            added_token(id, piece, special=self.types[id] != USER_DEFINED)
             for id, piece in enumerate(self.pieces)
             if self.types[id] in (UNKNOWN, CONTROL, USER_DEFINED)
         ]
@@ -141,17 +141,11 @@ class Pieces:
         return {"type": "Sequence", "normalizers": parts} if parts else None
 
     def _post_processor(self) -> dict[str, Any] | None:
-        if not self.add_bos or self.bos_id is None:
+        front = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+        behind = [self.eot_id] if self.add_eot and self.eot_id is not None else []
+        if not front and not behind:
             return None
-        content = self.pieces[self.bos_id]
-        bos = {"SpecialToken": {"id": content, "type_id": 0}}
-        a, b = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-        return {
-            "type": "TemplateProcessing",
-            "single": [bos, a],
-            "pair": [bos, a, bos, b],
-            "special_tokens": {content: {"id": content, "ids": [self.bos_id], "tokens": [content]}},
-        }
+        return surrounded_by(*([(id, self.pieces[id]) for id in ids] for ids in (front, behind)))
 
     def _decoder(self) -> dict[str, Any]:
         parts: list[dict[str, Any]] = [
@@ -175,18 +169,13 @@ class Pieces:
                 "vocab": [list(pair) for pair in zip(self.pieces, self.scores, strict=True)],
                 "byte_fallback": self.byte_fallback,
             }
-        return {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": self.pieces[self.unk_id],
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": self.byte_fallback,
-            "ignore_merges": False,
-            "vocab": {piece: id for id, piece in enumerate(self.pieces)},
-            "merges": self._merges(),
-        }
+        return bpe(
+            {piece: id for id, piece in enumerate(self.pieces)},
+            self._merges(),
+            unk_token=self.pieces[self.unk_id],
+            fuse_unk=True,
+            byte_fallback=self.byte_fallback,
+        )
 
     def _merges(self) -> list[list[str]]:
         """Every way in which two pieces make a third, the best-scored third first."""
@@ -210,6 +199,7 @@ class Pieces:
             "unknown_text": self.unknown_text,
         }
         mark |= {flag: getattr(self, flag) for flag in _FLAGS}
+        mark |= {"add_eot": True} if self.add_eot else {}
         if self.kind == "bpe":
             mark["scores"] = list(self.scores)
         return mark
@@ -245,6 +235,7 @@ def read_document(document: dict[str, Any]) -> Pieces:
             unknown_text=_of(str, mark["unknown_text"]),
             **{name: _of((int, type(None)), mark[name]) for name in ("bos_id", "eot_id", "pad_id")},
             **{flag: _of(bool, mark[flag]) for flag in _FLAGS},
+            add_eot=_of(bool, mark.get("add_eot", False)),
         )
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise CorruptFileError(f"not a tokenizer.json that can be read: {error!r}") from None

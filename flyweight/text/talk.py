@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
-from flyweight.text.tokenizer import StreamDecoder, Tokenizer
+from flyweight.text.tokenizer import StreamDecoder, Tokenizer, require_id
 
 # Tokens scored at a time; bounds memory whatever the text's length.
 SCORED_AT_ONCE = 8192
@@ -96,7 +96,7 @@ class Talker:
 
     def generate(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[int] = "",
         max_tokens: int = 128,
         min_tokens: int = 0,
         temperature: float = 0.0,
@@ -107,7 +107,10 @@ class Talker:
         min_p: float | None = None,
         repetition_penalty: float | None = None,
     ) -> str:
-        """The continuation of ``prompt``, alone. Stop strings are left out of it."""
+        """The continuation of ``prompt``, alone. Stop strings are left out of it.
+
+        A prompt of ids (``text.infill``) is taken as it is.
+        """
         return "".join(
             self.stream(
                 prompt,
@@ -125,7 +128,7 @@ class Talker:
 
     def stream(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[int] = "",
         max_tokens: int = 128,
         min_tokens: int = 0,
         temperature: float = 0.0,
@@ -163,16 +166,7 @@ class Talker:
         sampling.check()
         if top_logprobs is not None and not 0 <= top_logprobs <= _MOST_TOP:
             raise FlyweightError(f"top_logprobs = {top_logprobs}: 0 to {_MOST_TOP} is wanted")
-        if isinstance(prompt, str):
-            return self._steps(self._prompt(prompt), sampling, top_logprobs)
-        ids = [int(id) for id in prompt]
-        wrong = [id for id in ids if not 0 <= id < self.spec.vocab_size]
-        if wrong or not ids:
-            raise FlyweightError(
-                f"prompt: token ids from 0 to {self.spec.vocab_size - 1}, one at least, are"
-                f" wanted (got {wrong[0] if wrong else 'none'})"
-            )
-        return self._steps(ids, sampling, top_logprobs)
+        return self._steps(self._prompt(prompt), sampling, top_logprobs)
 
     def logprobs(self, text: str, bos: bool | None = None) -> list[tuple[int, float]]:
         """(token id, log probability in nats) of each token given all before it.
@@ -188,8 +182,13 @@ class Talker:
     def _encode(self, text: str, bos: bool | None = None) -> list[int]:
         return self.tokenizer.encode(text, bos=self.tokenizer.add_bos if bos is None else bos)
 
-    def _prompt(self, text: str) -> list[int]:
-        ids = self._encode(text)
+    def _prompt(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self._encode(prompt)
+        else:
+            ids = [int(id) for id in prompt]
+            for id in ids:
+                require_id(id, self.tokenizer.vocab_size)
         if not ids:
             raise FlyweightError("the prompt is empty, and this tokenizer puts nothing before it")
         return ids

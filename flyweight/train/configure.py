@@ -68,6 +68,12 @@ def model_spec(
         raise ConfigurationError(
             f"train.context = {train.context} is longer than model.context = {spec.context}"
         )
+    if spec.encoder is not None:
+        raise ConfigurationError(
+            "model.encoder: `train` teaches to continue a text, and an encoder-decoder answers one:"
+            " it learns from pairs of source and answer, by tuning a published one; leave"
+            " model.encoder out, or take a decoder"
+        )
     if spec.input.kind == "patches" and text.tokenizer.kind != "bytes":
         raise ConfigurationError(
             "model.input.kind = 'patches' reads bytes; set text.tokenizer = \"bytes\""

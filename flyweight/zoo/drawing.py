@@ -21,7 +21,15 @@ WIDTH = 96
 # For terminals that cannot show the others.
 ASCII = str.maketrans(dict(zip("│┊─╭╮╰╯├┼⊕▼║═╔╗╚╝×→·–", "|:-..''|++v|=####x>--", strict=True)))
 _SINGLE, _DOUBLE = tuple("╭─╮│╰╯"), tuple("╔═╗║╚╝")
-_FEEDFORWARDS = {"swiglu": "SwiGLU", "gelu": "GELU", "gelu-exact": "GELU", "relu2": "squared ReLU"}
+_FEEDFORWARDS = {
+    "swiglu": "SwiGLU",
+    "geglu": "GEGLU",
+    "gelu": "GELU",
+    "gelu-exact": "GELU",
+    "relu": "ReLU",
+    "relu2": "squared ReLU",
+}
+_SCORES = {"1/sqrt(d)": "q·k / sqrt(d)", "1/d": "q·k / d", "1": "q·k"}
 
 
 def draw(name: str, paper: str, spec: ModelSpec) -> str:
@@ -38,6 +46,10 @@ class _Drawing:
         self.sizes = {tensor.name: tensor.size for tensor in tensors(spec)}
         # Borders around what is drawn at the moment: their left and right edges.
         self.left, self.right = "", ""
+        # What the names of the stack's tensors begin with.
+        self.stack = ""
+        if spec.encoder is not None:
+            self._encoder(spec.encoder.depth)
         self._input()
         self._core()
         self._output()
@@ -45,7 +57,9 @@ class _Drawing:
 
     def _take(self, name: str, layers: range | None = None) -> int:
         """The parameters whose names begin so; of one layer, where all of ``layers`` are alike."""
-        prefixes = [name] if layers is None else [f"blocks.{i}.{name}" for i in layers]
+        prefixes = [f"{self.stack}{name}"]
+        if layers is not None:
+            prefixes = [f"{self.stack}blocks.{i}.{name}" for i in layers]
         counts = []
         for prefix in prefixes:
             found = [n for n in self.sizes if n == prefix or n.startswith(prefix + ".")]
@@ -81,6 +95,38 @@ class _Drawing:
         pad = "    " if not self.left else "  "
         self._row(f"{pad}│ {text}", shape, count)
 
+    def _encoder(self, depth: int) -> None:
+        spec = self.spec
+        self._row(f"    tokens of the source, of {spec.vocab_size:,} kinds")
+        self._stream()
+        self._embedding()
+        self.stack = "encoder."
+        self._position_bias()
+        self._stream()
+        where = f"encoder blocks 1–{depth}" if depth > 1 else "encoder block 1"
+        self._blocks(range(depth), False, where, None)
+        self._stream()
+        self._stream(self._norm(), f"{spec.width}", self._take("norm"))
+        self._row("    ▼")
+        self._row("    what every block of the decoder attends to")
+        self._row()
+        self.stack = ""
+
+    def _embedding(self) -> None:
+        spec = self.spec
+        shape, count = f"{spec.vocab_size} × {spec.embedding_width}", self._take("embedding.weight")
+        users = ["decoder's"] if spec.encoder is not None else []
+        users += ["head"] if spec.tie_embeddings else []
+        tied = f", the {' and '.join(users)} too" if users else ""
+        self._stream(f"embedding{tied}{_times(spec.scale.embedding)}", shape, count)
+
+    def _position_bias(self) -> None:
+        position = self.spec.position
+        if position.kind == "relative":
+            shape = f"{position.buckets} × {self.spec.attention.heads}"
+            text = f"relative positions, a bias a head for distances up to {position.max_distance}"
+            self._stream(text, shape, self._take("positions.bias"))
+
     def _input(self) -> None:
         spec = self.spec
         unit = "bytes" if isinstance(spec.input, PatchInput) else "tokens"
@@ -90,9 +136,10 @@ class _Drawing:
             self._slots_in(spec.input)
             return
         width = spec.embedding_width
-        shape, count = f"{spec.vocab_size} × {width}", self._take("embedding.weight")
-        tied = ", the head too" if spec.tie_embeddings else ""
-        self._stream(f"embedding{tied}{_times(spec.scale.embedding)}", shape, count)
+        if spec.encoder is None:
+            self._embedding()
+        else:
+            self._stream(f"embedding of the encoder{_times(spec.scale.embedding)}")
         if spec.ngrams:
             orders = ", ".join(map(str, spec.ngrams.orders))
             shape = f"{len(spec.ngrams.orders) * spec.ngrams.rows} × {spec.ngrams.dim}"
@@ -107,7 +154,11 @@ class _Drawing:
             self._stream(f"+ what followed a match of {lengths}", f"{rows} × {width}", count)
         if spec.position.kind == "learned":
             count = self._take("embedding.positions")
-            self._stream("+ learned positions", f"{spec.context} × {spec.width}", count)
+            self._stream(
+                f"+ learned positions{_times(spec.scale.embedding)}",
+                f"{spec.context} × {spec.width}",
+                count,
+            )
         if isinstance(spec.input, PatchInput):
             self._patches_in(spec.input)
 
@@ -158,6 +209,7 @@ class _Drawing:
     def _core(self) -> None:
         spec = self.spec
         drawn: dict[bool, str] = {}
+        self._position_bias()
         for lent, group in groupby(range(spec.depth), spec.shared_layers.__contains__):
             numbers = list(group)
             layers = range(numbers[0], numbers[-1] + 1)
@@ -170,7 +222,7 @@ class _Drawing:
         self._stream()
 
     def _blocks(self, layers: range, lent: bool, where: str, alike: str | None) -> None:
-        own = [n for n in self.sizes if n.startswith(f"blocks.{layers.start}.")]
+        own = [n for n in self.sizes if n.startswith(f"{self.stack}blocks.{layers.start}.")]
         title = f"{where}, {amount(sum(self.sizes[n] for n in own))}"
         title += " each" if len(layers) > 1 else ""
         repeat = self.spec.share.repeat
@@ -192,6 +244,12 @@ class _Drawing:
         if spec.branches == "parallel":
             self._branch("then side by side, added together:")
         self._attention(layers)
+        if spec.encoder is not None and not self.stack:
+            self._row(f"  ⊕─╯{scale}")
+            self._row("  ├─╮")
+            count = self._take("cross_attention_norm", layers)
+            self._branch(self._norm(), f"{spec.width}", count)
+            self._attention(layers, cross=True)
         if spec.branches == "sequential":
             self._row(f"  ⊕─╯{scale}")
             self._row("  ├─╮")
@@ -202,28 +260,31 @@ class _Drawing:
     def _branch(self, text: str, shape: str = "", count: int = 0) -> None:
         self._row(f"  │ │ {text}", shape, count)
 
-    def _attention(self, layers: range) -> None:
+    def _attention(self, layers: range, cross: bool = False) -> None:
         spec, attention = self.spec, self.spec.attention
+        name = "cross_attention" if cross else "attention"
         queries, keys = attention.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         heads = f"{attention.heads} heads of {spec.head_dim}"
         if spec.kv_heads != attention.heads:
             heads += f" on {spec.kv_heads} for keys and values"
         window = f", the last {attention.window} positions" if attention.window else ""
-        self._branch(f"attention: {heads}{window}")
+        self._branch(f"attention{' to the encoder' if cross else ''}: {heads}{window}")
         bias = " + bias" if attention.bias else ""
         shape = f"{spec.width} → {queries} + 2 × {keys}"
-        self._branch(f"  queries, keys, values{bias}", shape, self._take("attention.qkv", layers))
+        self._branch(f"  queries, keys, values{bias}", shape, self._take(f"{name}.qkv", layers))
         if attention.qk_norm:
-            count = self._take("attention.query_norm", layers)
-            count += self._take("attention.key_norm", layers)
+            count = self._take(f"{name}.query_norm", layers)
+            count += self._take(f"{name}.key_norm", layers)
             shape = f"2 × {spec.head_dim}" if attention.qk_gain else ""
             self._branch("  RMS norm of queries and keys", shape, count)
-        self._branch(f"  {_position(spec)}")
-        self._branch(f"  softmax(q·k {'/ d' if attention.scale == '1/d' else '/ sqrt(d)'}) v")
-        if attention.output_bias is not None:
-            bias = " + bias" if attention.output_bias else ""
+        if not cross:
+            self._branch(f"  {'every position sees all' if self.stack else _position(spec)}")
+        bias = " + bias" if spec.position.kind == "relative" and not cross else ""
+        self._branch(f"  softmax({_SCORES[attention.scale]}{bias}) v")
+        biased = attention.bias if attention.output_bias is None else attention.output_bias
         shape = f"{queries} → {spec.width}"
-        self._branch(f"  output{bias}", shape, self._take("attention.output", layers))
+        text = "  output + bias" if biased else "  output"
+        self._branch(text, shape, self._take(f"{name}.output", layers))
 
     def _feedforward(self, layers: range, lent: bool) -> None:
         spec = self.spec
@@ -238,7 +299,7 @@ class _Drawing:
             self._branch(title)
         bias = " + bias" if spec.feedforward.bias else ""
         shapes = {"up": ("up", f"{spec.width} → {hidden}")}
-        if kind == "swiglu":
+        if spec.feedforward.gated:
             shapes = {"gate_up": ("gate and up", f"{spec.width} → 2 × {hidden}")}
         shapes["down"] = ("down", f"{hidden} → {spec.width}")
         for name, (text, shape) in shapes.items():
@@ -342,6 +403,8 @@ def _totals(spec: ModelSpec) -> list[str]:
     )
     if unit == "token" and spec.attention.window is None:
         lines[-1] += f"; {volume(per * spec.context)} for {spec.context:,}"
+    if spec.encoder is not None:
+        lines.append(f"             and {volume(per)} a token of the source")
     return lines
 
 

@@ -6,8 +6,12 @@ tensors make up one of ours, the value is a list of parts, ``{ name = ..., holds
 
 - ``holds`` says which row groups lie in the part, in its own order: "q", "k" and "v" of
   ``attention.qkv``, "gate" and "up" of ``feedforward.gate_up``; "k v by head" lays the rows of
-  one head of each in turn. Nothing means all of ours as it is.
+  one head of each in turn, "q v k in 4" those of a fourth of the heads. Nothing means all of ours
+  as it is.
 - ``transposed``: matrices lie as (inputs, outputs), as in GPT-2's Conv1D.
+
+A table ``[copies]`` lists, by our name, further names under which a checkpoint may hold the tensor
+again; they are compared, and not needed.
 
 ``blocks = "once"`` says that a block which runs several times is stored once; otherwise every run,
 and every use of a shared feed-forward, has tensors of its own, which are equal.
@@ -28,6 +32,9 @@ from pydantic import Field, field_validator
 
 from flyweight.spec.errors import ConfigurationError
 from flyweight.spec.table import Table, nearest
+
+# What a layout that is `like` another takes from it as it is; names are laid over names.
+_INHERITED = ("prefix", "blocks", "copies", "ignored", "options")
 
 
 class Part(Table):
@@ -51,6 +58,7 @@ class Layout(Table):
     prefix: str = ""
     blocks: Literal["once", "each use"] = "each use"
     names: dict[str, tuple[Part, ...]]
+    copies: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     options: dict[str, dict[str, str | dict[str, Any]]] = Field(default_factory=dict)
 
@@ -84,7 +92,7 @@ def layout(name: str) -> Layout:
     values = {"name": name, **tomllib.loads(file.read_text(encoding="utf-8"))}
     if "like" in values:
         base = layout(values["like"])
-        inherited = {key: getattr(base, key) for key in ("prefix", "blocks", "ignored", "options")}
+        inherited = {key: getattr(base, key) for key in _INHERITED}
         names = {key: [part.values() for part in parts] for key, parts in base.names.items()}
         values = {**inherited, **values, "names": names | values.get("names", {})}
     return Layout.parse(values, where=f"layouts/{name}.toml")

@@ -83,7 +83,8 @@ def bytes_per_format(spec: ModelSpec) -> dict[str, int]:
 def cache_bytes_per_token(spec: ModelSpec) -> int:
     """Bytes of keys and values that a token leaves in 16 bits, one slot per use of a block.
 
-    Models that pool bytes leave as much for each patch.
+    Models that pool bytes leave as much for each patch. In an encoder-decoder a token that the
+    decoder wrote leaves them, and every token of the source leaves as much again.
     """
     return spec.uses * 2 * spec.kv_heads * spec.head_dim * 2
 
@@ -94,14 +95,18 @@ def tensors(spec: ModelSpec) -> Iterator[Tensor]:
     Matrices are (outputs, inputs), as torch's ``Linear`` keeps them.
     """
     yield from _embedding(spec)
+    if spec.encoder is not None:
+        for tensor in _encoder(spec, spec.encoder.depth):
+            yield tensor._replace(name=f"encoder.{tensor.name}")
+    yield from _position_bias(spec)
     shared = spec.shared_layers
     for i in range(spec.depth):
-        for tensor in _block(spec, i in shared):
+        for tensor in _block(spec, i in shared, cross=spec.encoder is not None):
             yield tensor._replace(name=f"blocks.{i}.{tensor.name}", uses=spec.share.repeat)
     if shared:
         uses = len(shared) * spec.share.repeat
-        kind, hidden, bias = _feedforward(spec)
-        for tensor in _feedforward_tensors(kind, spec.width, hidden, bias):
+        gated, hidden, bias = _feedforward(spec)
+        for tensor in _feedforward_tensors(gated, spec.width, hidden, bias):
             yield tensor._replace(name=f"shared_feedforward.{tensor.name}", uses=uses)
     if isinstance(spec.input, PatchInput):
         yield from _patches(spec, spec.input)
@@ -130,35 +135,54 @@ def _embedding(spec: ModelSpec) -> Iterator[Tensor]:
         yield Tensor("embedding.positions", (spec.context, spec.width), lookup=True)
 
 
-def _block(spec: ModelSpec, shared: bool) -> Iterator[Tensor]:
-    width, bias = spec.width, spec.attention.bias
-    queries, keys = spec.attention.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    output_bias = bias if spec.attention.output_bias is None else spec.attention.output_bias
-    kind, hidden, feedforward_bias = _feedforward(spec)
-    yield from _norm(spec, "attention_norm", width)
-    yield from _linear("attention.qkv", width, queries + 2 * keys, bias)
-    yield from _linear("attention.output", queries, width, output_bias)
-    if spec.attention.qk_gain:
-        yield Tensor("attention.query_norm.weight", (spec.head_dim,))
-        yield Tensor("attention.key_norm.weight", (spec.head_dim,))
+def _position_bias(spec: ModelSpec) -> Iterator[Tensor]:
+    if spec.position.kind == "relative":
+        yield Tensor("positions.bias", (spec.position.buckets, spec.attention.heads))
+
+
+def _encoder(spec: ModelSpec, depth: int) -> Iterator[Tensor]:
+    yield from _position_bias(spec)
+    for i in range(depth):
+        for tensor in _block(spec, shared=False, cross=False):
+            yield tensor._replace(name=f"blocks.{i}.{tensor.name}")
+    yield from _norm(spec, "norm", spec.width)
+
+
+def _block(spec: ModelSpec, shared: bool, cross: bool) -> Iterator[Tensor]:
+    width = spec.width
+    gated, hidden, feedforward_bias = _feedforward(spec)
+    for name in ("attention", "cross_attention") if cross else ("attention",):
+        yield from _norm(spec, f"{name}_norm", width)
+        yield from _attention(spec, name)
     if spec.branches == "sequential":
         yield from _norm(spec, "feedforward_norm", width)
     if not shared:
-        for tensor in _feedforward_tensors(kind, width, hidden, feedforward_bias):
+        for tensor in _feedforward_tensors(gated, width, hidden, feedforward_bias):
             yield tensor._replace(name=f"feedforward.{tensor.name}")
     elif rank := spec.share.lora_rank:
-        for name in ("gate", "up", "down") if kind == "swiglu" else ("up", "down"):
+        for name in ("gate", "up", "down") if gated else ("up", "down"):
             inputs, outputs = (hidden, width) if name == "down" else (width, hidden)
             yield from _linear(f"update.{name}.down", inputs, rank)
             yield from _linear(f"update.{name}.up", rank, outputs)
 
 
-def _feedforward(spec: ModelSpec) -> tuple[str, int, bool]:
-    return spec.feedforward.kind, spec.feedforward.hidden, spec.feedforward.bias
+def _attention(spec: ModelSpec, name: str) -> Iterator[Tensor]:
+    bias = spec.attention.bias
+    queries, keys = spec.attention.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    output_bias = bias if spec.attention.output_bias is None else spec.attention.output_bias
+    yield from _linear(f"{name}.qkv", spec.width, queries + 2 * keys, bias)
+    yield from _linear(f"{name}.output", queries, spec.width, output_bias)
+    if spec.attention.qk_gain:
+        yield Tensor(f"{name}.query_norm.weight", (spec.head_dim,))
+        yield Tensor(f"{name}.key_norm.weight", (spec.head_dim,))
 
 
-def _feedforward_tensors(kind: str, width: int, hidden: int, bias: bool) -> Iterator[Tensor]:
-    if kind == "swiglu":
+def _feedforward(spec: ModelSpec) -> tuple[bool, int, bool]:
+    return spec.feedforward.gated, spec.feedforward.hidden, spec.feedforward.bias
+
+
+def _feedforward_tensors(gated: bool, width: int, hidden: int, bias: bool) -> Iterator[Tensor]:
+    if gated:
         yield from _linear("gate_up", width, 2 * hidden, bias)
     else:
         yield from _linear("up", width, hidden, bias)
@@ -175,8 +199,8 @@ def _patches(spec: ModelSpec, patches: PatchInput) -> Iterator[Tensor]:
     for part, depth in (("front", patches.front_depth), ("decoder", patches.decoder_depth)):
         for i in range(depth):
             yield from _norm(spec, f"patches.{part}.{i}.norm", width)
-            kind = spec.feedforward.kind
-            for tensor in _feedforward_tensors(kind, width, patches.hidden, False):
+            gated = spec.feedforward.gated
+            for tensor in _feedforward_tensors(gated, width, patches.hidden, False):
                 yield tensor._replace(name=f"patches.{part}.{i}.feedforward.{tensor.name}")
 
 

@@ -40,6 +40,10 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
         (["model.attention.heads=3"], ["width = 32", "heads = 3"]),
         (["model.use=mobilama"], ["mobilama"]),
         (["model.use=3"], ["model.use = 3"]),
+        (
+            ["model.encoder.depth=2", "model.position.kind=relative"],
+            ["model.encoder", "pairs of source and answer", "leave model.encoder out"],
+        ),
         (["text.tokenizer=bpe"], ["text.tokenizer", '"bpe" needs the size', "size = 4096"]),
         (["text.tokenizer.size=9"], ["size"]),
         (["train.schedule.peak=nan"], ["train.schedule.peak"]),

@@ -63,6 +63,19 @@ def test_the_interior_has_its_own_updates_and_the_ends_are_alike() -> None:
     assert sum("rank 64" in line for line in lines) == 1
 
 
+def test_an_encoder_is_drawn_before_the_decoder_that_attends_to_it() -> None:
+    text = drawn("flan-t5-small")
+    encoder, decoder = text.split("what every block of the decoder attends to")
+    assert "encoder blocks 1–8, 2.36 M each" in encoder
+    assert "embedding, the decoder's too" in encoder
+    assert "512 → 384 + 2 × 384" in encoder and "every position sees all" in encoder
+    assert encoder.count("⊕") == 2 and decoder.count("⊕") == 3
+    assert "attention to the encoder: 6 heads of 64" in decoder
+    assert decoder.count("softmax(q·k + bias) v") == decoder.count("softmax(q·k) v") == 1
+    assert text.count("32 × 6") == 2
+    assert "12.3 kB a token of the source" in decoder
+
+
 def test_parallel_branches_have_one_norm_and_come_back_once() -> None:
     text = drawn("codegen2-1b")
     assert text.count("⊕") == 1

@@ -24,6 +24,9 @@ PUBLISHED = {
     "cerebras-gpt-256m": (256, 199.1),
     "cerebras-gpt-590m": (590, 510),
     "codegen2-1b": (1015, 805),
+    "flan-t5-base": (247.6, 198.2),
+    "flan-t5-large": (783, 717),
+    "flan-t5-small": (77.0, 44.1),
     "geb-1.3b": (1348, 1082),
     "gpt2": (124.4, 85.1),
     "jais-256m": (292, 199.6),
@@ -107,6 +110,36 @@ def test_factor_lists_survive_as_toml() -> None:
     assert ModelSpec.parse(tomllib.loads(dumps({"model": spec.values()}))["model"]) == spec
 
 
+@pytest.mark.parametrize("size", ["small", "base", "large"])
+def test_flan_t5_weighs_what_transformers_allocates(size: str) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    spec = catalog.get(f"flan-t5-{size}").spec
+    assert spec.encoder is not None
+    config = transformers.T5Config(
+        vocab_size=32128,
+        d_model=spec.width,
+        d_kv=64,
+        d_ff=spec.feedforward.hidden,
+        num_layers=spec.encoder.depth,
+        num_decoder_layers=spec.depth,
+        num_heads=spec.attention.heads,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        model = transformers.T5ForConditionalGeneration(config)
+        # As in FLAN's files; transformers 5 ties what it makes itself.
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+    published = {"small": 76_961_152, "base": 247_577_856, "large": 783_150_080}[size]
+    assert sum(p.numel() for p in model.parameters()) == published
+    counts = catalog.parameters(spec)
+    assert counts.unique == counts.total == published
+    # Keys and values of 8, 12 and 24 blocks, with 6, 12 and 16 heads of 64, in two bytes.
+    blocks, heads = {"small": (8, 6), "base": (12, 12), "large": (24, 16)}[size]
+    assert shapes.cache_bytes_per_token(spec) == blocks * 2 * heads * 64 * 2
+
+
 def test_a_shared_body_counts_once_and_a_repeated_one_too() -> None:
     shared = catalog.parameters(catalog.get("mobillama-0.5b").spec)
     assert shared.total - shared.unique == 21 * 3 * 2048 * 5632
@@ -154,7 +187,9 @@ def specs(draw: st.DrawFn) -> ModelSpec:
             "gain": True if layer else draw(st.booleans()),
             "bias": layer and draw(st.booleans()),
         },
-        "position": {"kind": draw(st.sampled_from(["rope", "alibi", "learned", "none"]))},
+        "position": {
+            "kind": draw(st.sampled_from(["rope", "alibi", "learned", "relative", "none"]))
+        },
         "attention": {
             "heads": heads,
             "kv_heads": draw(st.sampled_from([None, 1, 2, heads])),
@@ -164,7 +199,9 @@ def specs(draw: st.DrawFn) -> ModelSpec:
             **draw(st.sampled_from([{}, {"qk_norm": True}, {"qk_norm": True, "qk_gain": True}])),
         },
         "feedforward": {
-            "kind": draw(st.sampled_from(["swiglu", "gelu", "gelu-exact", "relu2"])),
+            "kind": draw(
+                st.sampled_from(["swiglu", "geglu", "gelu", "gelu-exact", "relu", "relu2"])
+            ),
             "hidden": draw(st.integers(1, 40)),
             "bias": draw(st.booleans()),
         },
@@ -178,6 +215,10 @@ def specs(draw: st.DrawFn) -> ModelSpec:
             values["input"] |= {"front_widths": [16, heads * 8], "front_depth": 2}
         return ModelSpec.parse(values)
     values |= draw(st.sampled_from([{}, {"tie_embeddings": True}, {"logit_bias": True}]))
+    if draw(st.integers(0, 3)) == 0:
+        values |= {"encoder": {"depth": draw(st.integers(1, 3))}, "branches": "sequential"}
+        values |= {"position": {"kind": "relative", "buckets": 6}, "share": {}}
+        return ModelSpec.parse(values)
     if draw(st.booleans()):
         values["ngrams"] = {"orders": [2, 4], "rows": 16, "dim": 3}
     if draw(st.booleans()):

@@ -42,6 +42,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "alibi": {"position": {"kind": "alibi"}},
     "learned": {"position": {"kind": "learned"}},
     "no position": {"position": {"kind": "none"}},
+    "relative": {
+        "position": {"kind": "relative", "buckets": 8, "max_distance": 20},
+        "attention": {"heads": 4, "kv_heads": 2, "scale": "1"},
+        "feedforward": {"kind": "geglu", "hidden": 48},
+    },
+    "relative, window": {
+        "position": {"kind": "relative"},
+        "attention": {"heads": 4, "window": 7},
+        "feedforward": {"kind": "relu", "hidden": 48},
+    },
     "window": {"attention": {"heads": 4, "kv_heads": 2, "window": 7}},
     "window, alibi": {
         "attention": {"heads": 4, "window": 7},

@@ -266,6 +266,42 @@ def test_a_refusal_names_the_key_as_it_was_written(
             {"input": {"kind": "patches"}, "scale": {"embedding": 2.0}},
             "scale.embedding does not apply to input.kind = 'patches'",
         ),
+        (
+            {"position": {"kind": "relative", "theta": 5e5}},
+            "theta does not apply to kind = 'relative'",
+        ),
+        ({"position": {"buckets": 16}}, "buckets does not apply to kind = 'rope'"),
+        ({"position": {"kind": "alibi", "max_distance": 9}}, "max_distance does not apply"),
+        ({"position": {"kind": "relative", "buckets": 2}}, "greater than or equal to 4"),
+        ({"position": {"kind": "relative", "buckets": 7}}, "buckets = 7 must be even"),
+        (
+            {"position": {"kind": "relative", "max_distance": 16}},
+            "max_distance = 16 must be more than half of buckets = 32",
+        ),
+        (
+            {"position": {"kind": "relative", "scaling": {"kind": "linear", "factor": 2}}},
+            "scaling.kind = 'linear' does not apply to kind = 'relative'",
+        ),
+        ({"encoder": {"depth": 1}}, "position.kind = 'rope' does not apply to an encoder-decoder"),
+        *(
+            (
+                {"encoder": {"depth": 1}, "position": {"kind": "relative"}, **changes},
+                f"{name} does not apply to an encoder-decoder; leave it out",
+            )
+            for name, changes in {
+                "input": {"input": {"kind": "patches"}},
+                "ngrams": {"ngrams": {}},
+                "matches": {"matches": {}},
+                "share": {"share": {"feedforward": "all"}},
+                "attention.window": {"attention": {"heads": 4, "window": 8}},
+                "branches": {"branches": "parallel"},
+            }.items()
+        ),
+        (
+            {"encoder": {"depth": 1, "start": 258}, "position": {"kind": "relative"}},
+            "encoder.start = 258 is no token of vocab_size = 258",
+        ),
+        ({"encoder": {}, "position": {"kind": "relative"}}, "`model.encoder.depth` is required"),
         ({"input": {"kind": "slots"}, "matches": {}}, "matches does not apply"),
         ({"input": {"kind": "slots"}, "tie_embeddings": True}, "tie_embeddings does not apply"),
         ({"ngrams": {"orders": [2, 2]}}, "orders must be distinct"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from flyweight.engine.compile import compile_model  # noqa: E402
+from flyweight.engine.compile import compile_model, uncovered  # noqa: E402
 from flyweight.engine.plan import arena, plan  # noqa: E402
 from flyweight.engine.positions import (  # noqa: E402
     alibi_divisor,
@@ -140,9 +140,12 @@ def test_what_is_missing_or_misshapen_is_named(make: Any, tensors_of: TensorsOf)
         compile_model(decoder.spec, tensors)
 
 
-def test_byte_slots_are_refused() -> None:
-    with pytest.raises(FlyweightError, match="byte slots.*--engine torch"):
-        compile_model(catalog.get("stlm-bytes").spec, {})
+@pytest.mark.parametrize(
+    ("name", "said"), [("stlm-bytes", "byte slots"), ("flan-t5-small", "encoder-decoder")]
+)
+def test_what_the_engine_does_not_run_is_refused(name: str, said: str) -> None:
+    with pytest.raises(FlyweightError, match=f"{said}.*--engine torch"):
+        compile_model(catalog.get(name).spec, {})
 
 
 # Positions
@@ -226,7 +229,7 @@ def test_the_zoo_compiles_whole_from_shapes_alone() -> None:
     """Every entry at its true size, its tensors one byte that stands for all of them."""
     for name in catalog.names():
         spec: ModelSpec = catalog.get(name).spec
-        if spec.input.kind == "slots":
+        if uncovered(spec) is not None:
             continue
         tensors = {}
         for tensor in shapes.tensors(spec):

@@ -219,7 +219,7 @@ def test_settings_that_make_no_sense_are_refused(
         ):
             with pytest.raises(FlyweightError, match=said):
                 model.generate(**{"prompt": "a", **settings})  # type: ignore[arg-type]
-        with pytest.raises(FlyweightError, match="token ids from 0 to 257.*got 258"):
+        with pytest.raises(FlyweightError, match="token id 258 is outside"):
             model.steps([1, 258])
         with pytest.raises(FlyweightError, match="top_logprobs = 101"):
             model.steps("a", None, 101)
