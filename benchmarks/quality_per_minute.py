@@ -175,8 +175,8 @@ class Bench:
             results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             if results["text"]["sha256"] != text["sha256"]:
                 sys.exit(f"{file} measured another text; leave --resume out to begin anew")
-            here = header()
-            for key in ("processor", "cores", "torch"):
+            here = {**header(), "threads": self.arguments.threads}
+            for key in ("processor", "cores", "torch", "threads"):
                 if results["machine"][key] != here[key]:
                     was = results["machine"][key]
                     sys.exit(

@@ -18,6 +18,7 @@ from flyweight.model.decoder import Decoder
 from flyweight.model.init import init_weights
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.run import Optimizer as OptimizerSpec
+from flyweight.train.compiled import parts_to_compile
 from flyweight.train.memory import keep_freed_memory
 from flyweight.train.objective import next_token_loss
 from flyweight.train.optimizer import Optimizer
@@ -45,9 +46,9 @@ def build(shape: Shape, variant: str, device: str) -> tuple[Step, int, dict[str,
     targets = tokens[:, 1:].numel()
 
     def backward() -> float:
-        loss = next_token_loss(model, tokens[:, :-1], tokens[:, 1:], None, torch.bfloat16)
-        (loss / targets).backward()
-        return loss.item() / targets
+        loss = next_token_loss(model, tokens[:, :-1], tokens[:, 1:], None, torch.bfloat16, targets)
+        loss.backward()
+        return loss.item()
 
     def step() -> float:
         loss = backward()
@@ -55,8 +56,8 @@ def build(shape: Shape, variant: str, device: str) -> tuple[Step, int, dict[str,
         return loss
 
     if "compile" in variant:
-        # As train/compiled.py does it; without its fallback, so that a failure shows here.
-        for part in (*model.blocks, model.norm):
+        # Without train/compiled.py's fallback, so that a failure shows here.
+        for part in parts_to_compile(model):
             part.compile()
     versions = {"flyweight": flyweight.__version__, "torch": torch.__version__}
     return step, sum(p.numel() for p in model.parameters()), versions

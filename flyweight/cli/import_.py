@@ -37,7 +37,7 @@ def import_(
 
     refuse_existing(out)
     source = open_source(folder, like)
-    options = _options(option or [])
+    options = {**source.options, **_options(option or [])}
     tried: list[dict[str, Any]] = []
     if fit is not None:
         from flyweight.model.fit_options import fit_options

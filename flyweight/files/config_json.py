@@ -7,11 +7,13 @@ refused by its name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import nextafter
 from typing import Any, NamedTuple
 
 from flyweight.files import t5
 from flyweight.spec.errors import ConfigurationError, FlyweightError
 from flyweight.spec.model import ModelSpec
+from flyweight.spec.position import longrope_gain
 from flyweight.spec.table import nearest
 
 # Under this key our own exports say which copies are one body.
@@ -141,6 +143,9 @@ def describe(values: dict[str, Any], path: str = "config.json") -> Described:
             " take the checkpoint in 16 or 32 bits"
         )
     layout, read = READERS[kind]
+    # CodeGen2 goes by CodeGen's model_type and brings code that lays out heads in its own way.
+    if kind == "codegen" and config.table("auto_map"):
+        layout = "codegen2"
     spec = read(config)
     share = config.table(SHARE)
     if share:
@@ -263,18 +268,12 @@ def _longrope(rope: _Config, context: int, before: Any) -> dict[str, Any]:
         # A factor beside the lists is the lengthening that the attention's gain follows from.
         factor = rope.number("factor")
         if factor != context / scaling["original"]:
-            scaling["attention"] = _longrope_gain(factor, scaling["original"])
+            scaling["attention"] = longrope_gain(factor, scaling["original"])
     rope.read.update(("attention_factor", "factor"))
     for name in ("short_mscale", "long_mscale"):
         if rope.values.get(name) is not None:
             raise FlyweightError(f"{rope.path}: {name} is not supported")
     return scaling
-
-
-def _longrope_gain(factor: float, original: int) -> float:
-    from math import log, sqrt
-
-    return sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
 
 
 _SCALINGS: dict[str, Callable[[_Config, int, Any], dict[str, Any]]] = {
@@ -380,9 +379,7 @@ def _gpt2(config: _Config) -> dict[str, Any]:
     config.only("scale_attn_by_inverse_layer_idx", False)
     config.only("add_cross_attention", False)
     width = config.whole("n_embd")
-    kinds = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu-exact"}
-    kind = config.only("activation_function", *kinds) or "gelu_new"
-    return {
+    spec: dict[str, Any] = {
         "vocab_size": config.whole("vocab_size"),
         "width": width,
         "depth": config.whole("n_layer"),
@@ -395,11 +392,62 @@ def _gpt2(config: _Config) -> dict[str, Any]:
         "position": {"kind": "learned"},
         "attention": {"heads": config.whole("n_head"), "bias": True},
         "feedforward": {
-            "kind": kinds[kind],
+            "kind": _gelu(config),
             "hidden": config.whole("n_inner", default=4 * width),
             "bias": True,
         },
         "tie_embeddings": config.flag("tie_word_embeddings", default=True),
+    }
+    return spec | _mup(config, spec)
+
+
+def _mup(config: _Config, spec: dict[str, Any]) -> dict[str, Any]:
+    """muP's multipliers, where a model of GPT-2's kind has them (Cerebras-GPT, BTLM, Jais)."""
+    attention = spec["attention"]
+    if config.flag("mup_scale_qk_dot_by_d", "scale_qk_dot_by_d"):
+        attention = attention | {"scale": "1/d"}
+    logits = config.number("mup_output_alpha", default=1.0)
+    logits *= config.number("mup_width_scale", default=1.0)
+    # Earlier configurations have the product, the first Jais under the name of its second factor.
+    logits = config.number("output_logits_scale", "width_scale", default=logits)
+    embedding = config.number("mup_embeddings_scale", "embeddings_scale", default=1.0)
+    return {"attention": attention, "scale": {"embedding": embedding, "logits": logits}}
+
+
+def _gelu(config: _Config) -> str:
+    kinds = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu-exact"}
+    return kinds[config.only("activation_function", *kinds) or "gelu_new"]
+
+
+def _codegen(config: _Config) -> dict[str, Any]:
+    config.only("scale_attn_weights", True)
+    width, heads = config.whole("n_embd"), config.whole("n_head")
+    head, rotary = max(1, width // heads), config.whole("rotary_dim", default=64)
+    config.only("head_dim", head)
+    fraction = rotary / head
+    # The head's dimensions times it, rounded down, are to be rotary again.
+    if int(head * fraction) < rotary:
+        fraction = nextafter(fraction, 2.0)
+    return {
+        "vocab_size": config.whole("vocab_size"),
+        "width": width,
+        "depth": config.whole("n_layer"),
+        "context": config.whole("n_positions"),
+        "norm": {
+            "kind": "layer",
+            "eps": config.number("layer_norm_epsilon", default=1e-5),
+            "bias": True,
+        },
+        "position": {"fraction": fraction, "layout": "interleaved"},
+        "attention": {"heads": heads},
+        "feedforward": {
+            "kind": _gelu(config),
+            "hidden": config.whole("n_inner", default=4 * width),
+            "bias": True,
+        },
+        "branches": "parallel",
+        "logit_bias": True,
+        "tie_embeddings": config.flag("tie_word_embeddings"),
     }
 
 
@@ -421,15 +469,6 @@ def _btlm(config: _Config) -> dict[str, Any]:
                 name, key = ("factor", "factor")
             value = inner.number(key) if name == "factor" else inner.whole(key)
             spec["position"]["scaling"] = {"kind": "linear", name: value}
-    if config.flag("mup_scale_qk_dot_by_d", "scale_qk_dot_by_d"):
-        spec["attention"]["scale"] = "1/d"
-    # Early configurations name the products; later ones the factors of muP.
-    width = config.number("mup_width_scale", "width_scale", default=1.0)
-    logits = config.number("mup_output_alpha", default=1.0) * width
-    spec["scale"] = {
-        "embedding": config.number("mup_embeddings_scale", "embeddings_scale", default=1.0),
-        "logits": config.number("output_logits_scale", default=logits),
-    }
     return spec
 
 
@@ -465,6 +504,7 @@ def _geb(config: _Config) -> dict[str, Any]:
 # By model_type: the layout of the names, and who reads the configuration.
 READERS: dict[str, tuple[str, Callable[[_Config], dict[str, Any]]]] = {
     "btlm": ("btlm", _btlm),
+    "codegen": ("codegen", _codegen),
     "geblm": ("geb", _geb),
     "glm": ("glm", _glm),
     "gpt2": ("gpt2", _gpt2),

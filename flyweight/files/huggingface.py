@@ -7,6 +7,7 @@ it, and of nothing else.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,7 +55,8 @@ class Shards:
 class Source(NamedTuple):
     """A folder opened: what it says it is, under which names, and where its tensors are.
 
-    ``family`` is config.json's model_type, or that of the zoo.
+    ``family`` is config.json's model_type, or that of the zoo; ``options`` are those of the layout
+    that the folder itself settles.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Source(NamedTuple):
     layout: Layout
     tensors: Tensors
     notes: tuple[str, ...]
+    options: dict[str, str]
 
 
 def open_source(path: Path, like: str | None = None) -> Source:
@@ -87,10 +90,22 @@ def open_source(path: Path, like: str | None = None) -> Source:
         notes = tuple(
             f"{CONFIG}: `{key}` is not known and was not used" for key in described.unused
         )
-    tensors = open_weights(path)
+    tensors, options = open_weights(path), _settled(path, names)
     if names.name == "t5":
         spec = _with_its_head(spec, tensors, names)
-    return Source(path, name, family, spec, names, tensors, notes)
+    notes += tuple(f"option {n} = {c}, as the folder's own code has it" for n, c in options.items())
+    return Source(path, name, family, spec, names, tensors, notes, options)
+
+
+def _settled(path: Path, names: Layout) -> dict[str, str]:
+    """CodeGen2's groups of heads, which nothing says but its own code: read, and not run."""
+    code = path / "modeling_codegen.py"
+    if "groups" not in names.options or not code.is_file() or code.stat().st_size > _MOST_JSON:
+        return {}
+    text = code.read_text(encoding="utf-8", errors="replace")
+    said = set(re.findall(r"^\s*mp_num = (\d+)\s*$", text, re.MULTILINE))
+    known = len(said) == 1 and said <= names.options["groups"].keys()
+    return {"groups": said.pop()} if known else {}
 
 
 def _alike(like: str) -> tuple[str, ModelSpec, Layout]:
@@ -127,7 +142,8 @@ def _with_its_head(spec: ModelSpec, tensors: Tensors, names: Layout) -> ModelSpe
 
 def as_ours(source: Source, options: Mapping[str, str] | None = None) -> Published:
     """The folder's weights as a model of ours, checked tensor by tensor; nothing is read yet."""
-    return Published(source.path, source.spec, source.layout, source.tensors, options)
+    chosen = {**source.options, **(options or {})}
+    return Published(source.path, source.spec, source.layout, source.tensors, chosen)
 
 
 def open_weights(path: Path) -> Tensors:

@@ -178,21 +178,23 @@ class _Planner:
     def _segments(self, ours: str, holds: str) -> Iterator[Segment]:
         if holds.startswith("$"):
             holds = self.chosen[holds[1:]]
-        words = holds.removesuffix(" by head").split()
+        order, _, cut = holds.partition(" by head")[0].partition(" in ")
+        words = order.split()
         groups = next(g for tensor, g in self.groups.items() if f".{tensor}." in ours)
         start, at = {}, 0
         for group, (heads, rows) in groups.items():
             start[group] = at
             at += heads * rows
+        runs = groups[words[0]][0] if holds.endswith(" by head") else int(cut or 1)
+        if any(groups[word][0] % runs for word in words):
+            raise FlyweightError(
+                f"`{self.layout.name}` lays out heads in {runs} groups;"
+                f" {groups[words[0]][0]} heads cannot be divided so"
+            )
         at = 0
-        if holds.endswith(" by head"):
-            for head in range(groups[words[0]][0]):
-                for word in words:
-                    rows = groups[word][1]
-                    yield Segment(start[word] + head * rows, at, rows)
-                    at += rows
-            return
-        for word in words:
-            heads, rows = groups[word]
-            yield Segment(start[word], at, heads * rows)
-            at += heads * rows
+        for run in range(runs):
+            for word in words:
+                heads, rows = groups[word]
+                part = heads // runs * rows
+                yield Segment(start[word] + run * part, at, part)
+                at += part

@@ -1,7 +1,8 @@
 """PyTorch's pickled checkpoints (``.bin``), read as data: no code in them runs.
 
 ``torch.load(weights_only=True)`` builds nothing but tensors; what surrounds it here refuses files
-whose claims exceed their size before anything is allocated.
+whose claims exceed their size before anything is allocated. Files from before PyTorch 1.6 are
+``legacy_pickles``'s.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import pickle
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flyweight.files.legacy_pickles import LegacyFile, is_legacy
 from flyweight.files.tensors import Kind, kind_of
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 
@@ -31,39 +35,52 @@ class PickleFile:
 
         if not path.is_file():
             raise FlyweightError(f"no such file: {path}")
+        self._tensors: dict[str, torch.Tensor] | LegacyFile
+        if is_legacy(path):
+            with _as_ours(path):
+                self._tensors = LegacyFile(path)
+            self.kinds: dict[str, Kind] = self._tensors.kinds
+            return
         records = _check_archive(path)
-        try:
-            with warnings.catch_warnings():
-                # What torch remarks on a strange pickle ends in an error here or in nothing.
-                warnings.simplefilter("ignore")
-                found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:
-            reason = str(error).partition("\n")[0]
-            raise CorruptFileError(
-                f"{path} holds more than tensors, or is damaged; nothing of it was run: {reason}"
-            ) from None
-        # A damaged pickle may raise anything; whatever it is, the file is not usable.
-        except (Exception, RecursionError) as error:
-            reason = str(error).partition("\n")[0]
-            raise CorruptFileError(f"{path} is no checkpoint that can be read: {reason}") from None
+        with _as_ours(path), warnings.catch_warnings():
+            # What torch remarks on a strange pickle ends in an error here or in nothing.
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(found, dict):
             raise CorruptFileError(f"{path} holds a {type(found).__name__}, not tensors by name")
-        self._tensors: dict[str, torch.Tensor] = {}
+        tensors: dict[str, torch.Tensor] = {}
         for name, value in found.items():
             if not isinstance(name, str) or not isinstance(value, torch.Tensor):
                 raise CorruptFileError(
                     f"{path} holds {name!r} ({type(value).__name__}) beside tensors; save the"
                     " model's state_dict alone"
                 )
-            self._tensors[name] = _plain(path, name, value)
-        storages = {t.untyped_storage().data_ptr(): t for t in self._tensors.values()}
+            tensors[name] = _plain(path, name, value)
+        storages = {t.untyped_storage().data_ptr(): t for t in tensors.values()}
         sizes = Counter(t.untyped_storage().nbytes() for t in storages.values() if t.numel())
         if sizes - records:
             raise CorruptFileError(f"{path} claims tensors of other sizes than it holds")
-        self.kinds: dict[str, Kind] = {n: kind_of(t) for n, t in self._tensors.items()}
+        self._tensors, self.kinds = tensors, {n: kind_of(t) for n, t in tensors.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]
+
+
+@contextmanager
+def _as_ours(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FlyweightError:
+        raise
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise CorruptFileError(
+            f"{path} holds more than tensors, or is damaged; nothing of it was run: {reason}"
+        ) from None
+    # A damaged pickle may raise anything; whatever it is, the file is not usable.
+    except (Exception, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CorruptFileError(f"{path} is no checkpoint that can be read: {reason}") from None
 
 
 def _check_archive(path: Path) -> Counter[int]:
@@ -74,8 +91,8 @@ def _check_archive(path: Path) -> Counter[int]:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, UnicodeError) as error:
         raise CorruptFileError(
-            f"{path} is no checkpoint of PyTorch 1.6 or later ({error}); load and save it again"
-            " with torch, weights alone"
+            f"{path} is no checkpoint that torch.save wrote ({error}); load it where it came from,"
+            " and save the weights alone with torch.save"
         ) from None
     packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     claimed = sum(entry.file_size for entry in entries)

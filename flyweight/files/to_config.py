@@ -82,10 +82,6 @@ def _in_no_class(spec: ModelSpec) -> Iterator[str]:
         yield "norm.gain = false"
     if spec.encoder is None and spec.attention.scale != "1/sqrt(d)":
         yield f"attention.scale = '{spec.attention.scale}'"
-    if spec.branches != "sequential":
-        yield f"branches = '{spec.branches}'"
-    if spec.logit_bias:
-        yield "a bias of the logits"
     relative = spec.position.kind == "relative" and spec.encoder is None
     if spec.position.kind in ("alibi", "none") or relative:
         yield f"position.kind = '{spec.position.kind}'"
@@ -99,8 +95,17 @@ def _expanded(spec: ModelSpec) -> ModelSpec:
     return ModelSpec.parse(values)
 
 
+def _sequential(spec: ModelSpec) -> Iterator[str]:
+    """What CodeGen alone has."""
+    if spec.branches != "sequential":
+        yield f"branches = '{spec.branches}'"
+    if spec.logit_bias:
+        yield "a bias of the logits"
+
+
 def _llama_family(spec: ModelSpec, layout: str = "half") -> Iterator[str]:
     """What keeps a spec from every class that follows Llama, with this layout of RoPE."""
+    yield from _sequential(spec)
     if spec.norm.kind != "rms":
         yield "norm.kind = 'layer' without learned positions and gelu"
     if spec.position.kind != "rope":
@@ -180,18 +185,41 @@ def _not_glm(spec: ModelSpec) -> Iterator[str]:
 
 
 def _not_gpt2(spec: ModelSpec) -> Iterator[str]:
-    if spec.norm.kind != "layer" or not spec.norm.bias:
-        yield "norms without biases in GPT-2"
+    yield from _sequential(spec)
+    yield from _gpt_family(spec, "GPT-2")
     if spec.position.kind != "learned":
         yield f"position.kind = '{spec.position.kind}' in GPT-2"
+    if _biases(spec) != (True, True):
+        yield "attention without biases in GPT-2"
+
+
+def _gpt_family(spec: ModelSpec, name: str) -> Iterator[str]:
+    """What keeps a spec from GPT-2 and from CodeGen."""
+    if spec.norm.kind != "layer" or not spec.norm.bias:
+        yield f"norms without biases in {name}"
     if spec.feedforward.kind not in ("gelu", "gelu-exact"):
-        yield f"feedforward.kind = '{spec.feedforward.kind}' in GPT-2"
-    if _biases(spec) != (True, True) or not spec.feedforward.bias:
-        yield "attention and feed-forward without biases in GPT-2"
+        yield f"feedforward.kind = '{spec.feedforward.kind}' in {name}"
+    if not spec.feedforward.bias:
+        yield f"feed-forward without biases in {name}"
     if spec.kv_heads != spec.attention.heads or spec.head_dim * spec.attention.heads != spec.width:
-        yield "kv_heads or head_dim in GPT-2"
+        yield f"kv_heads or head_dim in {name}"
     if spec.attention.window is not None or spec.attention.qk_norm:
-        yield "attention.window or qk_norm in GPT-2"
+        yield f"attention.window or qk_norm in {name}"
+
+
+def _not_codegen(spec: ModelSpec) -> Iterator[str]:
+    yield from _gpt_family(spec, "CodeGen")
+    if spec.branches != "parallel" or not spec.logit_bias:
+        yield "sequential branches, or logits without a bias, in CodeGen"
+    position = spec.position
+    if (position.kind, position.layout, position.theta) != ("rope", "interleaved", 10_000.0):
+        yield "positions other than interleaved RoPE with theta = 10000 in CodeGen"
+    if position.scaling is not None:
+        yield f"position.scaling.kind = '{position.scaling.kind}' in CodeGen"
+    if any(_biases(spec)):
+        yield "biases of attention in CodeGen"
+    if spec.attention.heads % 4:
+        yield f"{spec.attention.heads} heads, which are no multiple of 4, in CodeGen"
 
 
 def _llama_config(spec: ModelSpec) -> dict[str, Any]:
@@ -301,6 +329,10 @@ def _gpt2_config(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+def _codegen_config(spec: ModelSpec) -> dict[str, Any]:
+    return _gpt2_config(spec) | {"n_ctx": spec.context, "rotary_dim": spec.rotary_dim}
+
+
 _ENCODER_DECODERS = ("t5",)
 # The first that fits is taken: what keeps a spec from it, its configuration, its layout.
 _CLASSES: dict[
@@ -313,6 +345,7 @@ _CLASSES: dict[
     "phi3": (_not_phi3, _windowed, "phi3"),
     "glm": (_not_glm, _glm_config, "glm"),
     "gpt2": (_not_gpt2, _gpt2_config, "gpt2"),
+    "codegen": (_not_codegen, _codegen_config, "codegen"),
     "t5": (t5.differs, t5.config, "t5"),
 }
 _ARCHITECTURES = {
@@ -323,5 +356,6 @@ _ARCHITECTURES = {
     "phi3": "Phi3ForCausalLM",
     "glm": "GlmForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "codegen": "CodeGenForCausalLM",
     "t5": "T5ForConditionalGeneration",
 }

@@ -63,9 +63,9 @@ class Exported:
 
     def _factor(self, name: str) -> float:
         scale = self.spec.scale
-        if name == "embedding.weight":
+        if name in ("embedding.weight", "embedding.positions"):
             return scale.embedding
-        if name == "head.weight":
+        if name.startswith("head."):
             return scale.logits
         branch = name.rpartition(".")[0].endswith(("attention.output", "feedforward.down"))
         return scale.residual if branch else 1.0
@@ -102,14 +102,13 @@ def write_huggingface(
     dtypes = sorted({kind.dtype for kind in exported.kinds.values()}, key=list(KINDS).index)
     config |= {"torch_dtype": KINDS[dtypes[-1]], "use_cache": True}
     with new_folder(out) as folder:
+        settings = kept.pop("tokenizer_config.json", None)
         for each, path in kept.items():
             write_text(folder / each, path.read_text(encoding="utf-8"))
         _write_json(folder / CONFIG, config)
         write_text(folder / "tokenizer.json", words.to_json())
-        if "tokenizer_config.json" not in kept:
-            _write_json(folder / "tokenizer_config.json", _tokenizer_config(words, spec))
-        else:
-            _write_json(folder / "tokenizer_config.json", _no_code(kept["tokenizer_config.json"]))
+        said = _no_code(settings) if settings else _tokenizer_config(words, spec)
+        _write_json(folder / "tokenizer_config.json", said)
         if "generation_config.json" not in kept:
             start = {"decoder_start_token_id": spec.encoder.start} if spec.encoder else {}
             _write_json(folder / "generation_config.json", _ids(words) | start)

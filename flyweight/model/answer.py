@@ -69,7 +69,7 @@ class AnsweringModel(TorchModel):
         """The tokens of a source, its end included."""
         return [*super()._encode(text, bos), self._end]
 
-    def _logits(self, ids: list[int]) -> Generator[torch.Tensor, int, None]:
+    def _logits(self, ids: list[int], left: int) -> Generator[torch.Tensor, int, None]:
         cache = self.decoder.new_cache(memory=self.decoder.encode(torch.tensor([ids])))
         token = self.start
         while True:

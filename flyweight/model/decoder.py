@@ -118,8 +118,6 @@ class Decoder(nn.Module):
             x = self.embedding(tokens_BT, ngrams, matches, dtype)
         if self.patches is not None:
             return self.norm(self._through_patches(x, known_BT, new, documents_BT, cache))
-        if self.spec.scale.embedding != 1.0:
-            x = x * self.spec.scale.embedding
         if self.embedding.positions is not None:
             start = new.start or 0
             index = torch.arange(start, start + x.shape[1], device=x.device)
@@ -127,6 +125,8 @@ class Decoder(nn.Module):
                 within = positions_in_document(documents_BT.cpu().numpy())
                 index = torch.from_numpy(within).to(x.device)
             x = x + self.embedding.positions[index].to(dtype)
+        if self.spec.scale.embedding != 1.0:
+            x = x * self.spec.scale.embedding
         return self.norm(self.core(x, documents_BT, cache, memory))
 
     def core(

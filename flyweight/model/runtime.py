@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
 
+from flyweight.model.cache import Cache
 from flyweight.model.decoder import Decoder
 from flyweight.model.sample import choose
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
-from flyweight.text.tokenizer import StreamDecoder, Tokenizer
+from flyweight.spec.position import LongRope
+from flyweight.text.tokenizer import StreamDecoder, Tokenizer, require_id
 
 # Tokens scored at a time; bounds memory whatever the text's length.
 _SCORED_AT_ONCE = 8192
@@ -27,7 +29,7 @@ class TorchModel:
 
     def generate(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[int] = "",
         max_tokens: int = 128,
         min_tokens: int = 0,
         temperature: float = 0.0,
@@ -36,14 +38,17 @@ class TorchModel:
         seed: int = 0,
         stop: list[str] | None = None,
     ) -> str:
-        """The continuation of ``prompt``, alone. Stop strings are left out of it."""
+        """The continuation of ``prompt``, alone. Stop strings are left out of it.
+
+        A prompt of ids (``text.infill``) is taken as it is.
+        """
         return "".join(
             self.stream(prompt, max_tokens, min_tokens, temperature, top_k, top_p, seed, stop)
         )
 
     def stream(
         self,
-        prompt: str = "",
+        prompt: str | Sequence[int] = "",
         max_tokens: int = 128,
         min_tokens: int = 0,
         temperature: float = 0.0,
@@ -55,7 +60,7 @@ class TorchModel:
         """Pieces of the continuation as they come; together they equal ``generate``'s."""
         _check_sampling(max_tokens, min_tokens, temperature, top_k, top_p, seed)
         _check_stop(stop)
-        ids = self._encode(prompt)
+        ids = self._encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
         if not ids:
             raise FlyweightError("the prompt is empty, and this tokenizer puts nothing before it")
         pieces = StreamDecoder(self.tokenizer)
@@ -92,6 +97,11 @@ class TorchModel:
     def _encode(self, text: str, bos: bool | None = None) -> list[int]:
         return self.tokenizer.encode(text, bos=self.tokenizer.add_bos if bos is None else bos)
 
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        for id in ids:
+            require_id(id, self.tokenizer.vocab_size)
+        return list(ids)
+
     @torch.no_grad()
     def _scores(self, ids: np.ndarray) -> list[float]:
         """log p of ids[1:], each given those before it within its window."""
@@ -120,6 +130,17 @@ class TorchModel:
                 scores[start + new : start + len(own)] = picked[new:]
         return scores.tolist()
 
+    def _cache(self, length: int) -> Cache:
+        """An empty cache for a sequence that may come to ``length`` tokens.
+
+        Dynamic NTK and ALiBi's interpolation read every position by the length of the whole, so
+        the whole is taken to be as long as it may become. LongRoPE changes once, when the original
+        context is outgrown, and its cache then computes anew what it holds.
+        """
+        position = self.spec.position
+        grows = position.original is not None and not isinstance(position.scaling, LongRope)
+        return self.decoder.new_cache(min(length, self.spec.context) if grows else 0)
+
     @torch.no_grad()
     def _tokens(
         self,
@@ -133,7 +154,7 @@ class TorchModel:
     ) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed)
         eot = self.tokenizer.eot_id
-        after = self._logits(ids)
+        after = self._logits(ids, max_tokens)
         logits = next(after)
         for made in range(max_tokens):
             # A vocabulary padded to a round size has ids that stand for nothing.
@@ -150,19 +171,19 @@ class TorchModel:
                 return
             logits = after.send(token)
 
-    def _logits(self, ids: list[int]) -> Generator[torch.Tensor, int, None]:
-        """Logits (V,) of the token after ``ids``, and after each token that is then sent."""
+    def _logits(self, ids: list[int], left: int) -> Generator[torch.Tensor, int, None]:
+        """Logits (V,) of the token after ``ids``, and after each of the ``left`` then sent."""
         context = self.spec.context
         history = ids[-context:]
-        cache = self.decoder.new_cache()
+        cache = self._cache(len(history) + left)
         token = yield self.decoder(torch.tensor([history]), cache=cache)[0, -1]
         while True:
             history.append(token)
-            new = [token]
+            new, left = [token], left - 1
             if len(history) > context:
                 # The cache is full: go on from the newest half of what it held.
                 new = history = history[-max(1, context // 2) :]
-                cache = self.decoder.new_cache()
+                cache = self._cache(len(history) + left)
             token = yield self.decoder(torch.tensor([new]), cache=cache)[0, -1]
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from math import log, sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flyweight.spec.position import DynamicScaling, LongRope, Position, Positive, PositiveFloat
+from flyweight.spec.position import (
+    DynamicScaling,
+    LongRope,
+    Position,
+    Positive,
+    PositiveFloat,
+    longrope_gain,
+)
 from flyweight.spec.table import Table
 
 
@@ -112,7 +118,8 @@ class Share(Table):
 
 
 class Scale(Table):
-    """Multipliers of the forward pass (muP and MiniCPM): embeddings, residual branches, logits."""
+    """Multipliers of the forward pass (muP and MiniCPM): embeddings (learned positions among
+    them), residual branches, logits."""
 
     embedding: PositiveFloat = 1.0
     residual: PositiveFloat = 1.0
@@ -363,8 +370,7 @@ class ModelSpec(Table):
             return 1.0
         if scaling.attention is not None:
             return scaling.attention
-        longer = self.context / scaling.original
-        return sqrt(1 + log(longer) / log(scaling.original)) if longer > 1 else 1.0
+        return longrope_gain(self.context / scaling.original, scaling.original)
 
     @property
     def shared_layers(self) -> range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log, sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -76,6 +77,11 @@ class LongRope(Table):
     short: tuple[PositiveFloat, ...] | None = None
     long: tuple[PositiveFloat, ...] | None = None
     attention: PositiveFloat | None = None
+
+
+def longrope_gain(factor: float, original: int) -> float:
+    """LongRoPE's attention factor for ``factor`` times the ``original`` positions."""
+    return sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
 
 
 Scaling = Annotated[

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flyweight.text.document import BYTE_LEVEL, added_token, bpe, surrounded_by, tokenizer_json
 from flyweight.text.tokenizer import (
     EOT,
     PAD,
@@ -92,46 +93,11 @@ def is_byte_tokenizer(document: dict[str, Any]) -> bool:
 
 @cache
 def _canonical() -> str:
-    def special(id: int, content: str) -> dict[str, Any]:
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-        return {"id": id, "content": content, **flags, "special": True}
-
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": False,
-    }
-    eot, a, b = (
-        {"SpecialToken": {"id": EOT, "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-        {"Sequence": {"id": "B", "type_id": 1}},
+    written = tokenizer_json(
+        bpe({character: byte for byte, character in enumerate(byte_characters())}, []),
+        [added_token(PAD_ID, PAD), added_token(EOT_ID, EOT)],
+        decoder=BYTE_LEVEL,
+        pre_tokenizer=BYTE_LEVEL,
+        post_processor=surrounded_by([(EOT_ID, EOT)]),
     )
-    document: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [special(PAD_ID, PAD), special(EOT_ID, EOT)],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [eot, a],
-            "pair": [eot, a, eot, b],
-            "special_tokens": {EOT: {"id": EOT, "ids": [EOT_ID], "tokens": [EOT]}},
-        },
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {character: byte for byte, character in enumerate(byte_characters())},
-            "merges": [],
-        },
-    }
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return json.dumps(written, ensure_ascii=False, separators=(",", ":")) + "\n"

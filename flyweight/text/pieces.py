@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from flyweight.spec.errors import CorruptFileError
 from flyweight.text.charsmap import SPACE
+from flyweight.text.document import added_token, bpe, surrounded_by, tokenizer_json
 from flyweight.text.tokenizer import MARK
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -109,22 +110,17 @@ class Pieces:
 
     def document(self) -> dict[str, Any]:
         """The tokenizer.json, parsed."""
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": self._added_tokens(),
-            "normalizer": self._normalizer(),
-            "pre_tokenizer": None,
-            "post_processor": self._post_processor(),
-            "decoder": self._decoder(),
-            "model": self._model() | {MARK: self._mark()},
-        }
+        return tokenizer_json(
+            self._model() | {MARK: self._mark()},
+            self._added_tokens(),
+            decoder=self._decoder(),
+            normalizer=self._normalizer(),
+            post_processor=self._post_processor(),
+        )
 
     def _added_tokens(self) -> list[dict[str, Any]]:
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         return [
-            {"id": id, "content": piece, **flags, "special": self.types[id] != USER_DEFINED}
+            added_token(id, piece, special=self.types[id] != USER_DEFINED)
             for id, piece in enumerate(self.pieces)
             if self.types[id] in (UNKNOWN, CONTROL, USER_DEFINED)
         ]
@@ -149,24 +145,7 @@ class Pieces:
         behind = [self.eot_id] if self.add_eot and self.eot_id is not None else []
         if not front and not behind:
             return None
-
-        def tokens(ids: list[int]) -> list[dict[str, Any]]:
-            return [{"SpecialToken": {"id": self.pieces[id], "type_id": 0}} for id in ids]
-
-        a, b = (
-            [*tokens(front), {"Sequence": {"id": name, "type_id": i}}, *tokens(behind)]
-            for i, name in enumerate("AB")
-        )
-        return {
-            "type": "TemplateProcessing",
-            "single": a,
-            "pair": a + b,
-            "special_tokens": {
-                content: {"id": content, "ids": [id], "tokens": [content]}
-                for id in front + behind
-                for content in (self.pieces[id],)
-            },
-        }
+        return surrounded_by(*([(id, self.pieces[id]) for id in ids] for ids in (front, behind)))
 
     def _decoder(self) -> dict[str, Any]:
         parts: list[dict[str, Any]] = [
@@ -190,18 +169,13 @@ class Pieces:
                 "vocab": [list(pair) for pair in zip(self.pieces, self.scores, strict=True)],
                 "byte_fallback": self.byte_fallback,
             }
-        return {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": self.pieces[self.unk_id],
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": self.byte_fallback,
-            "ignore_merges": False,
-            "vocab": {piece: id for id, piece in enumerate(self.pieces)},
-            "merges": self._merges(),
-        }
+        return bpe(
+            {piece: id for id, piece in enumerate(self.pieces)},
+            self._merges(),
+            unk_token=self.pieces[self.unk_id],
+            fuse_unk=True,
+            byte_fallback=self.byte_fallback,
+        )
 
     def _merges(self) -> list[list[str]]:
         """Every way in which two pieces make a third, the best-scored third first."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
-from flyweight.train.compiled import can_pay, compile_blocks
+from flyweight.train.compiled import can_pay, compile_parts
 from flyweight.train.loop import Session, backward
 from flyweight.train.state import TrainState
 
 DEFAULT_MINUTES = 2.0
-# Compiling takes up to a minute on two cores, and makes a token model's steps 1.3 times as fast or
-# more (docs/lab-notes.md): a run must be this long, in seconds, to earn it back.
+# Compiling takes up to a minute on two cores, and makes a token model's steps 1.2 to 1.4 times as
+# fast (docs/lab-notes.md): a run must be this long, in seconds, to earn it back.
 COMPILE_PAYS_AFTER = 300.0
 # So short a run is not even timed to find that out.
 FEW_STEPS = 500
@@ -27,12 +27,12 @@ def calibrate(scratch: TrainState, session: Session, spent: float) -> tuple[int,
         steps = -(-train.tokens // train.batch_tokens)
     if steps is not None and (train.compile != "auto" or steps < FEW_STEPS):
         return steps, "off" if train.compile == "auto" else train.compile
-    compiled = train.compile == "on" and compile_blocks(scratch, session)
+    compiled = train.compile == "on" and compile_parts(scratch, session)
     each = step_seconds(scratch, session)
     budget = (train.minutes or DEFAULT_MINUTES) * 60
     length = budget if steps is None else steps * each
     if train.compile == "auto" and length > COMPILE_PAYS_AFTER and can_pay(scratch.model):
-        compiled = compile_blocks(scratch, session)
+        compiled = compile_parts(scratch, session)
         faster = step_seconds(scratch, session) if compiled else each
         compiled = compiled and faster < 0.95 * each
         word = "used" if compiled else "not used"
@@ -63,3 +63,14 @@ def step_seconds(scratch: TrainState, session: Session) -> float:
         mean += (until - before) * sorted(times[2:])[len(times[2:]) // 2]
         before = until
     return mean
+
+
+def count_flops(state: TrainState, session: Session) -> float:
+    """Matrix FLOPs of one step's forward and backward pass, counted on a real batch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = session.batches.batch(state.step)
+    with FlopCounterMode(display=False) as counter:
+        backward(state, session, batch)
+    state.optimizer.forget()
+    return float(counter.get_total_flops())

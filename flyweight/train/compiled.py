@@ -1,6 +1,8 @@
-"""torch.compile on the blocks, where it pays; eager otherwise, said aloud."""
+"""torch.compile on a step's parts, where it pays; eager otherwise, said aloud."""
 
 from __future__ import annotations
+
+from torch import nn
 
 from flyweight.model.decoder import Decoder
 from flyweight.train.loop import Session, backward
@@ -15,14 +17,17 @@ def can_pay(model: Decoder) -> bool:
     return model.patches is None
 
 
-def compile_blocks(state: TrainState, session: Session) -> bool:
-    """Compile each block and the last norm in place, and run a batch through.
+def parts_to_compile(model: Decoder) -> list[nn.Module]:
+    """Each block and the last norm; what is between them stays eager."""
+    return [*model.blocks, model.norm]
 
-    No tensor changes name or value.
 
-    False, with a notice, where compiling fails: the model is eager again.
+def compile_parts(state: TrainState, session: Session) -> bool:
+    """Compile the parts in place, and run a batch through. No tensor changes name or value.
+
+    False, with a notice, where compiling fails: all is eager again.
     """
-    parts = [*state.model.blocks, state.model.norm]
+    parts = parts_to_compile(state.model)
     for part in parts:
         part.compile()
     try:

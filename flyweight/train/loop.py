@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from flyweight.data.order import keys
 from flyweight.files.run import RunFolder
 from flyweight.spec.errors import FlyweightError, Interrupted
 from flyweight.spec.run import Train
+from flyweight.train.interrupt import Interrupt
 from flyweight.train.objective import next_token_loss, reconstruction_loss
 from flyweight.train.schedule import context_at, rate
 from flyweight.train.state import TrainState
@@ -37,7 +37,8 @@ class Session:
     dtype: torch.dtype
     device: str
     view: View
-    # The machine's measured matrix peak in FLOP/s; 0 leaves the share out.
+    # A step's matrix FLOPs, and the machine's measured peak in FLOP/s; 0 leaves the share out.
+    flops: float = 0.0
     peak: float = 0.0
     # Called with the state whenever a sample is due.
     sample: Callable[[TrainState], None] | None = None
@@ -56,10 +57,9 @@ def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
     """
     train, steps = session.train, session.steps
     every = train.checkpoint.every or steps
-    flops = count_flops(state, session) if session.peak else 0.0
     state.model.train()
     started, first = time.perf_counter(), state.step
-    with _Interrupt() as interrupt, open(run.ledger, "a", encoding="utf-8") as ledger:
+    with Interrupt() as interrupt, open(run.ledger, "a", encoding="utf-8") as ledger:
         while state.step < steps:
             begin = time.perf_counter()
             context = context_at(train.ramp, train.context, state.step, steps)
@@ -79,9 +79,8 @@ def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
             record = _advance(state, session, batch, loss, factor, norm, begin)
             ledger.write(json.dumps(record) + "\n")
             ledger.flush()
-            done = state.step - first
-            left = (time.perf_counter() - started) / done * (steps - state.step)
-            share = flops / record["seconds"] / session.peak if flops else None
+            left = (time.perf_counter() - started) / (state.step - first) * (steps - state.step)
+            share = session.flops / record["seconds"] / session.peak if session.peak else None
             session.view.step({**record, "eta_seconds": left, "matrix_share": share})
             stop = interrupt.asked and state.step < steps
             if state.step % every == 0 or state.step == steps or stop:
@@ -100,10 +99,8 @@ def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
 
 def backward(state: TrainState, session: Session, batch: Batch) -> float:
     """Gradients of the mean loss per target, micro-batch by micro-batch. Returns the mean."""
-    targets = batch.targets_BT.size
-    rows = len(batch.tokens_BT)
-    micro = session.train.micro_batch_tokens or targets
-    at_once = max(1, micro * rows // targets)
+    targets, rows = batch.targets_BT.size, len(batch.tokens_BT)
+    at_once = max(1, (session.train.micro_batch_tokens or targets) * rows // targets)
     total = 0.0
     for start in range(0, rows, at_once):
         part = slice(start, start + at_once)
@@ -112,11 +109,13 @@ def backward(state: TrainState, session: Session, batch: Batch) -> float:
         documents_BT = None
         if batch.documents_BT[part].any():
             documents_BT = torch.from_numpy(batch.documents_BT[part]).to(session.device)
-        loss = next_token_loss(state.model, tokens_BT, targets_BT, documents_BT, session.dtype)
+        loss = next_token_loss(
+            state.model, tokens_BT, targets_BT, documents_BT, session.dtype, targets
+        )
         total += loss.item()
         auxiliary = reconstruction_loss(state.model, tokens_BT, session.dtype)
-        ((loss if auxiliary is None else loss + auxiliary) / targets).backward()
-    return total / targets
+        (loss if auxiliary is None else loss + auxiliary / targets).backward()
+    return total
 
 
 def _advance(
@@ -148,35 +147,3 @@ def _advance(
         "tokens_per_second": round(tokens / seconds, 1),
         "bytes_per_second": round(size / seconds, 1),
     }
-
-
-def count_flops(state: TrainState, session: Session) -> float:
-    """Matrix FLOPs of one step's forward and backward pass, counted on a real batch."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    batch = session.batches.batch(state.step)
-    with FlopCounterMode(display=False) as counter:
-        backward(state, session, batch)
-    state.optimizer.forget()
-    return float(counter.get_total_flops())
-
-
-class _Interrupt:
-    """Turns the first Ctrl-C into a request to stop after the step; the second one kills."""
-
-    asked = False
-
-    def __enter__(self) -> _Interrupt:
-        try:
-            self.previous = signal.signal(signal.SIGINT, self._ask)
-        except ValueError:  # not the main thread: Ctrl-C does not reach it
-            self.previous = None
-        return self
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, *_: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)

@@ -15,10 +15,12 @@ from flyweight.spec.model import SlotInput
 _LOGITS_AT_ONCE = 1 << 26
 # Of those, float32 values at a time on the CPU: 4 MiB, so that each pass finds them in the cache.
 _FLOATS_AT_ONCE = 1 << 20
+# Below, a float32 probability loses digits.
+_TINY = 1e-35
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of ``scale * h Wᵀ`` against targets, in nats.
+    """Sum of cross-entropies of ``scale * h Wᵀ`` against targets over ``divisor``, in nats.
 
     Gradients are made in the forward pass, chunk by chunk, so that no more than a chunk of
     logits exists at a time: dL/dz = softmax(z) - onehot(target). One backward pass each.
@@ -26,7 +28,12 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, h_XD: Tensor, weight_VD: Tensor, targets_X: Tensor, scale: float
+        ctx: Any,
+        h_XD: Tensor,
+        weight_VD: Tensor,
+        targets_X: Tensor,
+        scale: float,
+        divisor: float,
     ) -> Tensor:
         weight = weight_VD.to(h_XD.dtype)
         vocab = len(weight)
@@ -39,7 +46,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         )
         need = any(ctx.needs_input_grad)
         if need:
-            grad_h, grad_w = torch.empty_like(h_XD), torch.zeros_like(weight_VD)
+            grad_h, grad_w = torch.empty_like(h_XD), torch.empty_like(weight_VD)
             part_DV = weight.new_empty(weight.shape[1], vocab)
             ctx.gradients = grad_h, grad_w
         total = h_XD.new_zeros((), dtype=torch.float32)
@@ -51,32 +58,45 @@ class LinearCrossEntropy(torch.autograd.Function):
                 some = slice(rows, rows + len(floats_RV))
                 total += _cross_entropy(logits[some], target[some], scale, floats_RV)
             if need:
-                torch.mm(logits, weight, out=grad_h[start : start + chunk])
+                torch.mm(logits, weight, out=grad_h[start : start + chunk]).div_(divisor)
                 # Transposing the narrow factor, not the logits, saves the product half its time.
-                grad_w += torch.mm(part.t().contiguous(), logits, out=part_DV).t()
-        return total
+                part_VD = torch.mm(part.t().contiguous(), logits, out=part_DV).t()
+                # Divided on the way to float32: a pass over the weights for nothing is spared.
+                if start == 0:
+                    torch.div(part_VD, divisor, out=grad_w)
+                else:
+                    grad_w.add_(part_VD, alpha=1 / divisor)
+        return total / divisor
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_h, grad_w = ctx.gradients
         # Handed on, not copied: a second backward pass has nothing to start from.
         del ctx.gradients
-        return grad_h.mul_(grad), grad_w.mul_(grad), None, None
+        if grad != 1:
+            grad_h.mul_(grad), grad_w.mul_(grad)
+        return grad_h, grad_w, None, None, None
 
 
 def _cross_entropy(logits_RV: Tensor, targets_R: Tensor, scale: float, floats_RV: Tensor) -> Tensor:
     """The sum of cross-entropies; their gradient by the logits takes the logits' place."""
-    z_RV = floats_RV[: len(logits_RV)].copy_(logits_RV)
+    p_RV = floats_RV[: len(logits_RV)].copy_(logits_RV)
     if scale != 1.0:
-        z_RV *= scale
-    torch.log_softmax(z_RV, dim=-1, out=z_RV)
+        p_RV *= scale
+    torch.softmax(p_RV, dim=-1, out=p_RV)
     target_R1 = targets_R[:, None]
-    picked_R1 = z_RV.gather(1, target_R1)
-    z_RV.exp_().scatter_(1, target_R1, picked_R1.exp() - 1)
+    picked_R1 = p_RV.gather(1, target_R1)
+    log_R1 = picked_R1.log()
+    # A target's probability too small for float32 still has a logarithm.
+    tiny_R = picked_R1[:, 0] < _TINY
+    if tiny_R.any():
+        exact = (logits_RV[tiny_R].float() * scale).log_softmax(dim=-1)
+        log_R1[tiny_R] = exact.gather(1, target_R1[tiny_R])
+    p_RV.scatter_(1, target_R1, picked_R1 - 1)
     if scale != 1.0:
-        z_RV *= scale
-    logits_RV.copy_(z_RV)
-    return -picked_R1.sum()
+        p_RV *= scale
+    logits_RV.copy_(p_RV)
+    return -log_R1.sum()
 
 
 def next_token_loss(
@@ -85,14 +105,15 @@ def next_token_loss(
     targets_BT: Tensor,
     documents_BT: Tensor | None,
     dtype: torch.dtype,
+    divisor: float = 1.0,
 ) -> Tensor:
-    """Sum over all positions of -ln p(target), float32, in nats.
+    """Sum over all positions of -ln p(target), over ``divisor``, float32, in nats.
 
     For byte slots: of the target's bytes and its end, each slot alone (an upper bound).
     """
     hidden = model.hidden(tokens_BT, documents_BT, dtype=dtype)
     if model.slots is not None:
-        return model.slots.loss(hidden.flatten(0, 1), targets_BT.flatten())
+        return model.slots.loss(hidden.flatten(0, 1), targets_BT.flatten()) / divisor
     head: Tensor | None = model.embedding.weight if model.head is None else model.head.weight
     assert head is not None
     hidden_XD = hidden.flatten(0, 1)
@@ -100,7 +121,8 @@ def next_token_loss(
         # h Wᵀ + b is (h, 1) (W, b)ᵀ.
         head = torch.cat((head, model.head.bias[:, None]), dim=1)
         hidden_XD = torch.cat((hidden_XD, hidden_XD.new_ones(len(hidden_XD), 1)), dim=1)
-    return LinearCrossEntropy.apply(hidden_XD, head, targets_BT.flatten(), model.spec.scale.logits)
+    scale = model.spec.scale.logits
+    return LinearCrossEntropy.apply(hidden_XD, head, targets_BT.flatten(), scale, divisor)
 
 
 def reconstruction_loss(model: Decoder, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor | None:

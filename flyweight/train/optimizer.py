@@ -105,12 +105,16 @@ class Optimizer:
     def apply(self, rate: float, clip: float | None, norm: float) -> None:
         """Update every parameter at ``rate`` times its group's, gradients scaled to ``clip``."""
         shrink = 1.0 if clip is None or norm <= clip else clip / (norm + 1e-6)
-        if shrink != 1.0:
-            grads = [p.grad for p in self.dense.values() if p.grad is not None]
-            torch._foreach_mul_(grads, shrink)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate"]
+            if isinstance(optimizer, torch.optim.AdamW):
+                # The fused step divides as it goes, which spares a pass over all gradients.
+                scale = None if shrink == 1.0 else torch.tensor(1 / shrink)
+                optimizer.grad_scale = scale  # type: ignore[attr-defined]
+            elif shrink != 1.0:
+                grads = [p.grad for g in optimizer.param_groups for p in g["params"]]
+                torch._foreach_mul_([grad for grad in grads if grad is not None], shrink)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.tables is not None and self.touched is not None:

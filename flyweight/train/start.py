@@ -26,8 +26,8 @@ from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.spec.run import RunSpec
 from flyweight.text.tokenizer import byte_lengths
-from flyweight.train.calibrate import calibrate
-from flyweight.train.compiled import compile_blocks
+from flyweight.train.calibrate import calibrate, count_flops
+from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
 from flyweight.train.loop import Session, run_training
 from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
@@ -148,7 +148,8 @@ def _go(
         session.sample = lambda now: sampler(now, run, view)
     view.start(session.steps, spec.name)
     if spec.train.compile == "on":
-        compile_blocks(state, session)
+        compile_parts(state, session)
+    session.flops = count_flops(state, session) if session.peak else 0.0
     try:
         try:
             run_training(state, session, run)

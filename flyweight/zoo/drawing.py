@@ -154,7 +154,11 @@ class _Drawing:
             self._stream(f"+ what followed a match of {lengths}", f"{rows} × {width}", count)
         if spec.position.kind == "learned":
             count = self._take("embedding.positions")
-            self._stream("+ learned positions", f"{spec.context} × {spec.width}", count)
+            self._stream(
+                f"+ learned positions{_times(spec.scale.embedding)}",
+                f"{spec.context} × {spec.width}",
+                count,
+            )
         if isinstance(spec.input, PatchInput):
             self._patches_in(spec.input)
 

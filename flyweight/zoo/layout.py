@@ -6,7 +6,8 @@ tensors make up one of ours, the value is a list of parts, ``{ name = ..., holds
 
 - ``holds`` says which row groups lie in the part, in its own order: "q", "k" and "v" of
   ``attention.qkv``, "gate" and "up" of ``feedforward.gate_up``; "k v by head" lays the rows of
-  one head of each in turn. Nothing means all of ours as it is.
+  one head of each in turn, "q v k in 4" those of a fourth of the heads. Nothing means all of ours
+  as it is.
 - ``transposed``: matrices lie as (inputs, outputs), as in GPT-2's Conv1D.
 
 A table ``[copies]`` lists, by our name, further names under which a checkpoint may hold the tensor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import heapq
-import json
 import os
 import shutil
 import subprocess
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from flyweight.cli.main import main
 
 STEPS = 12
 _TRAIN = """
@@ -78,42 +75,12 @@ matches = {{ lengths = [3, 5] }}
 
 
 @dataclass
-class Done:
-    """A finished command: exit code, standard output, standard error."""
-
-    code: int
-    out: str
-    err: str
-
-    def ok(self) -> Done:
-        assert self.code == 0, self.err
-        assert "Traceback" not in self.err
-        return self
-
-    def failed(self, *said: str) -> Done:
-        """It failed with one message, as a user should see it, that says all of ``said``."""
-        assert self.code == 1, (self.code, self.err)
-        assert "Traceback" not in self.err, self.err
-        lines = self.err.splitlines()
-        first = [i for i, line in enumerate(lines) if line.startswith("error: ")]
-        assert len(first) == 1, self.err
-        message = "\n".join(lines[first[0] :])
-        for part in said:
-            assert part in message, (part, message)
-        assert self.out == ""
-        return self
-
-    def json(self) -> Any:
-        """Standard output, which must be one JSON object and nothing else."""
-        assert self.out.count("\n") == 1
-        return json.loads(self.out)
-
-
-@dataclass
 class Program:
-    """Runs the program in ``folder``, where texts/ and KIND.toml are."""
+    """Runs the program in ``folder``, where texts/ and KIND.toml are; ``done`` is what a command
+    comes to."""
 
     folder: Path
+    done: Callable[[int, str, str], Any]
     environment: dict[str, str] = field(
         default_factory=lambda: {
             **os.environ, "OMP_NUM_THREADS": "1", "FLYWEIGHT_DEBUG": "0", "COLUMNS": "100",
@@ -135,44 +102,45 @@ class Program:
             **settings,
         )
 
-    def shell(self, script: str) -> Done:
+    def shell(self, script: str) -> Any:
         """A shell's script, in which "$0" is the interpreter."""
         arguments = ["sh", "-c", script, sys.executable]
         run = subprocess.run(
             arguments, cwd=self.folder, env=self.environment, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
-        return Done(run.returncode, run.stdout, run.stderr)
+        return self.done(run.returncode, run.stdout, run.stderr)
 
-    def __call__(self, *arguments: str | bytes, input: bytes | None = None) -> Done:
+    def __call__(self, *arguments: str | bytes, input: bytes | None = None) -> Any:
         """A command in a process of its own, to its end."""
         stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
         return self.end(self.start(*arguments, stdin=stdin), input)
 
-    @staticmethod
-    def end(process: subprocess.Popen[bytes], input: bytes | None = None) -> Done:
+    def end(self, process: subprocess.Popen[bytes], input: bytes | None = None) -> Any:
         out, err = process.communicate(input)
-        return Done(process.returncode, out.decode(), err.decode())
+        return self.done(process.returncode, out.decode(), err.decode())
 
 
-def _furnish(folder: Path) -> Program:
+def _furnish(folder: Path, done: Callable[..., Any]) -> Program:
     (folder / "texts").mkdir()
     for module in (bisect, heapq, shutil, textwrap):
         shutil.copy(str(module.__file__), folder / "texts")
     for name, config in CONFIGS.items():
         (folder / f"{name}.toml").write_text(config)
-    return Program(folder)
+    return Program(folder, done)
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return _furnish(tmp_path)
+def program(tmp_path: Path, done: Callable[..., Any]) -> Program:
+    return _furnish(tmp_path, done)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, done: Callable[..., Any]
+) -> Callable[[str], Path]:
     """The folder of an undisturbed run of STEPS steps of this kind; not to be changed."""
-    program = _furnish(tmp_path_factory.mktemp("finished"))
+    program = _furnish(tmp_path_factory.mktemp("finished"), done)
 
     def run(kind: str) -> Path:
         path = program.folder / "runs" / kind
@@ -188,20 +156,3 @@ def run_copy(finished: Callable[[str], Path], tmp_path: Path) -> Path:
     """A copy of a finished run, to be damaged."""
     shutil.copytree(finished("patches"), tmp_path / "run")
     return tmp_path / "run"
-
-
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Done]:
-    """The command line in this process, in ``tmp_path``: for the many messages, where a process
-    each would take minutes."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Done:
-        capsys.readouterr()
-        code = main(arguments)
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
-
-    return run

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flyweight.cli.main import main
 from flyweight.text.bytes import ByteTokenizer
 
 VOCAB, WIDTH, HIDDEN, CONTEXT = 300, 48, 80, 64
@@ -35,6 +33,7 @@ GPT2: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+CODEGEN: dict[str, Any] = GPT2 | {"n_head": 8, "n_ctx": CONTEXT, "rotary_dim": 4}
 _FACTORS = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [1.0, 2.5, 7.0]}
 # Every class and setting that import and export know: class, configuration class, settings.
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -110,6 +109,12 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "codegen": ("CodeGenForCausalLM", "CodeGenConfig", CODEGEN),
+    "codegen-exact": (
+        "CodeGenForCausalLM",
+        "CodeGenConfig",
+        CODEGEN | {"n_head": 4, "rotary_dim": 12, "n_inner": 40, "activation_function": "gelu"},
+    ),
     "gpt2": (
         "GPT2LMHeadModel",
         "GPT2Config",
@@ -121,38 +126,6 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def _give_tokenizer(folder: Path) -> Path:
     (folder / "tokenizer.json").write_text(ByteTokenizer().to_json())
     return folder
-
-
-@dataclass
-class Done:
-    """A finished command of this process."""
-
-    code: int
-    out: str
-    err: str
-
-    def ok(self) -> Done:
-        assert self.code == 0, self.err
-        return self
-
-    def failed(self, *said: str) -> Done:
-        """One message that says all of ``said``, and nothing on standard output."""
-        assert (self.code, self.out) == (1, ""), (self.code, self.err)
-        assert "Traceback" not in self.err
-        message = self.err[self.err.index("error: ") :]
-        for part in said:
-            assert part in message, (part, message)
-        return self
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def run(*arguments: object) -> Done:
-        capsys.readouterr()
-        code = main([str(each) for each in arguments])
-        return Done(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -232,6 +232,97 @@ def test_checkpoints_with_any_byte_of_the_pickle_changed(at: int, byte: int) -> 
     opens_or_is_refused(PickleFile, in_pickle(at, byte))
 
 
+# -- pickles of before PyTorch 1.6
+
+
+def saved_long_ago(content: Any) -> bytes:
+    made = io.BytesIO()
+    torch.save(content, made, _use_new_zipfile_serialization=False)
+    return made.getvalue()
+
+
+KINDS_OF_OLD = [
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.bool),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+]
+
+
+def test_old_checkpoints_are_read_to_the_bit(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(2)
+    shared = torch.randn(4, 6, generator=generator)
+    wanted = {str(d): (torch.randn(3, 5, generator=generator) * 9).to(d) for d in KINDS_OF_OLD}
+    wanted |= {
+        **{"whole": shared, "a row": shared[2], "turned": shared.t(), "a part": shared[1:3, ::2]},
+        **{"none": torch.empty(0, 7), "scalar": torch.tensor(2.5)},
+        "parameter": torch.nn.Parameter(torch.randn(2)),
+    }
+    module = torch.nn.Linear(3, 2)
+    for content in (wanted, module.state_dict()):
+        path = tmp_path / "pytorch_model.bin"
+        path.write_bytes(saved_long_ago(content))
+        expected = torch.load(path, weights_only=True)
+        found = PickleFile(path)
+        assert found.kinds.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+            assert found.kinds[name].shape == tensor.shape == found[name].shape
+        assert found.kinds[next(iter(expected))].dtype in ("F16", "F32")
+
+
+OLD = saved_long_ago({"a": A, "b": B})
+
+
+def in_old(before: bytes, after: bytes) -> bytes:
+    assert before in OLD
+    return OLD.replace(before, after)
+
+
+OLD_LIES: dict[str, bytes] = {
+    "nothing behind the magic number": OLD[:15],
+    "the tensors alone": OLD[:-20],
+    "more than it says": OLD + bytes(8),
+    "a shape that its storage does not hold": in_old(
+        b"K\x02K\x03\x86", b"J\xa0\x86\x01\x00J\xa0\x86\x01\x00\x86"
+    ),
+    "a storage longer than its file": in_old(b"K\x06N", b"J\x00\xca\x9a\x3bN"),
+    "40 GB in a stride of none": saved_long_ago({"a": torch.zeros(1).expand(100_000, 100_000)}),
+    "of a machine that puts the highest byte first": in_old(
+        b"little_endianq\x02\x88", b"little_endianq\x02\x89"
+    ),
+    "of another version": in_old(b"M\xe9\x03.", b"M\xea\x03."),
+    "a list": saved_long_ago([A, B]),
+    "more than tensors": saved_long_ago({"model": {"a": A}, "step": 3}),
+    "numbers for names": saved_long_ago({1: A}),
+    "a whole module": saved_long_ago(torch.nn.Linear(2, 2)),
+}
+
+
+@pytest.mark.parametrize("lie", OLD_LIES)
+def test_an_old_checkpoint_that_lies(lie: str, tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(OLD_LIES[lie])
+    with pytest.raises(CorruptFileError, match=r"pytorch_model\.bin"):
+        PickleFile(path)
+
+
+@settings(max_examples=400)
+@given(st.integers(0, len(OLD) - 1), st.integers(0, 255), st.integers(0, len(OLD)))
+def test_old_checkpoints_with_any_byte_changed_or_cut_anywhere(
+    at: int, byte: int, cut: int
+) -> None:
+    changed = bytearray(OLD)
+    changed[at] = byte
+    opens_or_is_refused(PickleFile, bytes(changed))
+    opens_or_is_refused(PickleFile, OLD[:cut])
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=60), st.integers(15, len(OLD)))
+def test_old_checkpoints_with_any_bytes_among_the_pickles(some: bytes, at: int) -> None:
+    opens_or_is_refused(PickleFile, OLD[:at] + some + OLD[at:])
+    opens_or_is_refused(PickleFile, OLD[:at] + some + OLD[at + len(some) :])
+
+
 # -- the index, the configuration
 
 

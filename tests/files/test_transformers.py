@@ -17,6 +17,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 import flyweight  # noqa: E402
 from flyweight.files.model_folder import read_spec  # noqa: E402
+from flyweight.spec import toml  # noqa: E402
 from flyweight.text.subword import SubwordTokenizer  # noqa: E402
 
 TEXT = b"It was a bright cold day in April, and the clocks were striking 13."
@@ -177,6 +178,89 @@ def test_names_of_the_bare_decoder(made: Callable[..., Any]) -> None:
     state["h.0.attn.bias"] = torch.ones(1, 1, 64, 64)
     save_file(state, theirs / "model.safetensors")
     same_logits(flyweight.load(theirs), model)
+
+
+def regrouped(qkv: Any, groups: int) -> Any:
+    """CodeGen's matrix, its heads in four groups of queries, values and keys, in ``groups``."""
+    rows, width = qkv.shape
+    kinds = qkv.view(4, 3, rows // 12, width).transpose(0, 1).reshape(3, groups, -1, width)
+    return kinds.transpose(0, 1).reshape(rows, width)
+
+
+CODE = """
+import pathlib
+
+pathlib.Path("mark").touch()
+        # TPU-v3
+        mp_num = 8
+        qkv_split = qkv.reshape(qkv.shape[:-1] + (mp_num, -1))
+"""
+
+
+def codegen2(theirs: Path, model: Any) -> None:
+    """Make a folder of transformers' CodeGen one of CodeGen2: eight groups, code, and masks."""
+    from safetensors.torch import save_file
+
+    state = {n: regrouped(t, 8) if "qkv" in n else t for n, t in model.state_dict().items()}
+    assert any(not torch.equal(state[n], t) for n, t in model.state_dict().items())
+    for i in range(3):
+        state[f"transformer.h.{i}.attn.causal_mask"] = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+    save_file({n: t.contiguous() for n, t in state.items()}, theirs / "model.safetensors")
+    config = json.loads((theirs / "config.json").read_text())
+    config |= {"auto_map": {"AutoModel": "modeling_codegen.CodeGenModel"}, "head_dim": 6}
+    config |= {"scale_attn_weights": True}
+    (theirs / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("told", ["code", "option", "like"])
+def test_codegen2_in_its_eight_groups(
+    told: str, made: Callable[..., Any], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Eight groups in, the four that transformers computes out, whichever way they are told."""
+    theirs, model = made("codegen")
+    command("import", theirs, tmp_path / "four").ok()
+    codegen2(theirs, model)
+    flags: list[Any] = ["--option", "groups=8"]
+    if told == "code":
+        (theirs / "modeling_codegen.py").write_text(CODE)
+        flags = []
+    elif told == "like":
+        (theirs / "config.json").unlink()
+        flags += ["--like", tmp_path / "codegen2.toml"]
+        spec = read_spec(tmp_path / "four")
+        described = {"family": "codegen2", "model": spec.values()}
+        (tmp_path / "codegen2.toml").write_text(toml.dumps(described))
+    done = command("import", theirs, tmp_path / "ours", *flags).ok()
+    assert not (tmp_path / "mark").exists()
+    assert "left out (3): transformer.h.0.attn.causal_mask" in done.err
+    assert ("note: option groups = 8" in done.err) == (told == "code")
+    same_logits(flyweight.load(tmp_path / "ours"), model)
+    first, second = (bytes_of(tmp_path / at)["model.safetensors"] for at in ("four", "ours"))
+    assert first == second
+    done = command("export", tmp_path / "ours", tmp_path / "back", "--to", "hf").ok()
+    assert "CodeGenForCausalLM" in done.out
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    state = model.state_dict()
+    assert again.state_dict().keys() == state.keys()
+    assert all(same_bits(tensor, state[name]) for name, tensor in again.state_dict().items())
+
+
+def test_codegen2_that_does_not_say_its_groups(
+    made: Callable[..., Any], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    theirs, model = made("codegen")
+    codegen2(theirs, model)
+    command("import", theirs, tmp_path / "ours").failed("groups (8 or 4)", "--option", "--fit")
+    for code in ("mp_num = 8\nmp_num = 4\n", "mp_num = 16\n", "mp_num = cores\n"):
+        (theirs / "modeling_codegen.py").write_text(code)
+        command("import", theirs, tmp_path / "ours").failed("groups (8 or 4)")
+    config = json.loads((theirs / "config.json").read_text()) | {"head_dim": 5}
+    (theirs / "config.json").write_text(json.dumps(config))
+    command("import", theirs, tmp_path / "ours").failed("head_dim = 5")
+    config |= {"head_dim": 8, "n_head": 6}
+    (theirs / "config.json").write_text(json.dumps(config))
+    refused = command("import", theirs, tmp_path / "ours", "--option", "groups=8")
+    refused.failed("heads in 8 groups; 6 heads")
 
 
 def test_the_exported_folder_talks(

@@ -73,6 +73,17 @@ def test_greedy_text_is_the_argmax_of_a_full_forward_pass(decoder: Make) -> None
     assert model.generate("def f", max_tokens=16, seed=5) == text, "greedy has no chance in it"
 
 
+def test_a_prompt_may_be_ids(decoder: Make) -> None:
+    model = talking(decoder)
+    ids = model.tokenizer.encode("def f", bos=True)
+    assert model.generate(ids, 12) == model.generate("def f", 12)
+    assert model.generate(ids[1:], 12) != model.generate(ids, 12)
+    with pytest.raises(FlyweightError, match="token id 258 is outside"):
+        model.generate([EOT, 258], 12)
+    with pytest.raises(FlyweightError, match="prompt is empty"):
+        model.generate([], 12)
+
+
 def test_the_same_seed_says_the_same_and_another_something_else(decoder: Make) -> None:
     model = talking(decoder)
     said = [model.generate("a", 20, 20, temperature=1.0, seed=seed) for seed in (1, 1, 2, 3)]
@@ -118,6 +129,42 @@ def test_generation_goes_on_past_the_context(decoder: Make) -> None:
             longer = list(other._tokens([EOT, 65], 5 * CONTEXT, 5 * CONTEXT, 1.0, None, None, 0))
             assert tokens[: CONTEXT - 1] == longer[: CONTEXT - 1]
             assert tokens != longer
+
+
+GROWING = {
+    "dynamic NTK": {
+        **{"kind": "rope", "theta": 100.0},
+        "scaling": {"kind": "dynamic", "factor": 16.0, "original": 8},
+    },
+    "ALiBi": {"kind": "alibi", "scaling": {"kind": "linear", "original": 8}},
+}
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 18])
+@pytest.mark.parametrize("name", GROWING)
+def test_greedy_beyond_the_first_training_is_the_full_pass_over_the_whole(
+    decoder: Make, name: str, tokens: int
+) -> None:
+    """Decoding knows how long the text becomes: a pass over all of it, at once, says the same."""
+    model = TorchModel("tiny", decoder(context=CONTEXT, position=GROWING[name]), FewLetters())
+    ids = [0, 1, 2, 0, 1, 3]
+    made = list(model._tokens(ids, tokens, tokens, 0.0, None, None, 0))
+    assert len(made) == tokens
+    with torch.no_grad():
+        logits_TV = model.decoder(torch.tensor([[*ids, *made]]))[0, len(ids) - 1 : -1, :5]
+    assert logits_TV.argmax(dim=-1).tolist() == made
+
+
+def test_greedy_with_longrope_is_the_full_pass_of_each_length(decoder: Make) -> None:
+    scaling = {"kind": "longrope", "original": 10, "short": [1, 1, 1, 1], "long": [1, 3, 5, 9]}
+    changes = {"position": {"kind": "rope", "scaling": scaling}}
+    model = TorchModel("tiny", decoder(context=CONTEXT, **changes), FewLetters())
+    ids = [0, 1, 2, 0, 1, 3]
+    for token in model._tokens(ids, 18, 18, 0.0, None, None, 0):
+        with torch.no_grad():
+            assert token == int(model.decoder(torch.tensor([ids]))[0, -1, :5].argmax())
+        ids = [*ids, token]
+    assert len(ids) == CONTEXT
 
 
 def test_a_prompt_longer_than_the_context_is_read_from_its_end(decoder: Make) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flyweight.spec.errors import CorruptFileError, FlyweightError
+from flyweight.text.byte_level import byte_level_document
 from flyweight.text.gguf_metadata import read_metadata
 from flyweight.text.load import load_tokenizer
 from flyweight.text.tokenizer import Tokenizer, byte_characters
@@ -211,6 +213,88 @@ def test_a_sentencepiece_vocabulary(load: Any) -> None:
 def test_a_bos_is_added_as_the_file_says(load: Any, make: Any, add: bool | None) -> None:
     made = load(make(add_bos_token=add))
     assert made.add_bos == (add if add is not None else make is pieces)
+
+
+def split(regex: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+DIGITS = {"type": "Digits", "individual_digits": True}
+BLOOM = split(" ?[^(\\s|[.,!?…。，、।۔،])]+")
+HAN = split("[一-龥ࠀ-一가-퟿]+")
+# How the makers' own tokenizer.json files cut before byte level. "deepseek-llm" lists letters in
+# ranges; those of its list in Latin, Greek and Cyrillic are the ones with a case.
+PUBLISHED: dict[str, list[dict[str, Any]]] = {
+    "tekken": [
+        split(
+            "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*"
+            "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|[^\\r\\n\\p{L}\\p{N}]?"
+            "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*"
+            "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+        )
+    ],
+    "bloom": [BLOOM],
+    "viking": [BLOOM, DIGITS],
+    "deepseek-llm": [
+        split("[\r\n]"),
+        split("\\s?[[\\p{Lu}\\p{Ll}\\p{Lt}]&&[\\p{Latin}\\p{Greek}\\p{Cyrillic}µ]]+"),
+        split("\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+"),
+        split("\\s+$"),
+        HAN,
+        {"type": "Digits", "individual_digits": False},
+    ],
+    "deepseek-coder": [*(split("[\r\n]"), split("\\s?\\p{L}+"), split("\\s?\\p{P}+"), HAN, DIGITS)],
+    "deepseek-v3": [
+        split("\\p{N}{1,3}"),
+        split("[一-龥\u3040-ゟ゠-ヿ]+"),
+        split(
+            "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?"
+            "[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+        ),
+    ],
+}
+SCRIPTS = st.text(
+    st.one_of(
+        st.sampled_from(
+            " \t\r\n 0123456789٣aZéßΩдЖ你好日本カな한국,.!?…。，、।۔،()|[]{}'\"-_/\\$<>=~^`×£"
+        ),
+        st.characters(codec="ascii"),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("pre", PUBLISHED)
+@given(text=SCRIPTS)
+def test_words_are_cut_as_the_makers_own_files_cut_them(pre: str, text: str) -> None:
+    """Word for word what the `tokenizers` library makes of the published pre-tokenizers."""
+    vocab = {character: id for id, character in enumerate(byte_characters())}
+    document = byte_level_document(vocab, [], pre, [])
+    ours = tokenizers.Tokenizer.from_str(json.dumps(document)).pre_tokenizer
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    parts = [*PUBLISHED[pre], byte_level | {"use_regex": False}]
+    sequence = {"type": "Sequence", "pretokenizers": parts}
+    theirs = tokenizers.Tokenizer.from_str(json.dumps({**document, "pre_tokenizer": sequence}))
+    assert ours.pre_tokenize_str(text) == theirs.pre_tokenizer.pre_tokenize_str(text)
+
+
+def test_words_of_the_new_cuts(load: Any) -> None:
+    """By hand; and from a file, whose token `hel` no cut goes through."""
+    l_id = byte_characters().index("l")
+    for pre in PUBLISHED:
+        assert load(keys(pre=pre)).encode("hell") == [257, l_id], pre
+    cuts = {
+        "tekken": ("helHel 12", ["hel", "Hel", "Ġ", "1", "2"]),
+        "bloom": ("hel, l12", ["hel", ",", "Ġl12"]),
+        "viking": ("hel, l12", ["hel", ",", "Ġl", "1", "2"]),
+        "deepseek-llm": ("hel, l12\n", ["hel", ",", "Ġl", "12", "Ċ"]),
+        "deepseek-coder": ("hel, l12\n", ["hel", ",", "Ġl", "1", "2", "Ċ"]),
+        "deepseek-v3": ("hel, l1234.hel", ["hel", ",", "Ġl", "123", "4", ".hel"]),
+    }
+    for pre, (text, words) in cuts.items():
+        vocab = {character: id for id, character in enumerate(byte_characters())}
+        made = tokenizers.Tokenizer.from_str(json.dumps(byte_level_document(vocab, [], pre, [])))
+        assert [word for word, _ in made.pre_tokenizer.pre_tokenize_str(text)] == words, pre
 
 
 def test_no_beginning_of_text_token(load: Any) -> None:

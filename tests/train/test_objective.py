@@ -30,7 +30,7 @@ def exact(h: Tensor, weight: Tensor, targets: Tensor, scale: float) -> tuple[Ten
 
 def fused(h: Tensor, weight: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, ...]:
     h, weight = h.requires_grad_(), weight.requires_grad_()
-    loss = LinearCrossEntropy.apply(h, weight, targets, scale)
+    loss = LinearCrossEntropy.apply(h, weight, targets, scale, 1.0)
     return loss.detach(), *torch.autograd.grad(loss, (h, weight))
 
 
@@ -65,7 +65,7 @@ def test_bfloat16_is_near(shape: tuple[int, int, int]) -> None:
 def test_the_gradient_is_scaled_by_what_follows() -> None:
     h, weight, targets = inputs(30, 8, 40)
     whole = fused(h, weight, targets, 1.0)
-    loss = LinearCrossEntropy.apply(h, weight, targets, 1.0) / 7
+    loss = LinearCrossEntropy.apply(h, weight, targets, 1.0, 1.0) / 7
     for part, grad in zip(torch.autograd.grad(loss, (h, weight)), whole[1:], strict=True):
         torch.testing.assert_close(part, grad / 7)
 
@@ -81,7 +81,7 @@ def test_finite_differences_agree() -> None:
             with torch.no_grad():
                 shifted = tensor + sign * step * direction
                 pair = (shifted, weight) if tensor is h else (h, shifted)
-                moved.append(LinearCrossEntropy.apply(*pair, targets, 0.7).item())
+                moved.append(LinearCrossEntropy.apply(*pair, targets, 0.7, 1.0).item())
         slope = (moved[0] - moved[1]) / (2 * step)
         assert slope == pytest.approx((grad * direction).sum().item(), rel=1e-2, abs=1e-3)
 
@@ -89,7 +89,7 @@ def test_finite_differences_agree() -> None:
 def test_without_gradients_the_value_is_the_same() -> None:
     h, weight, targets = inputs(300, 16, 258)
     with torch.no_grad():
-        plain = LinearCrossEntropy.apply(h, weight, targets, 1.0)
+        plain = LinearCrossEntropy.apply(h, weight, targets, 1.0, 1.0)
     assert torch.equal(plain, fused(h, weight, targets, 1.0)[0])
 
 
@@ -120,3 +120,22 @@ def test_a_bias_on_the_head_is_trained() -> None:
     torch.testing.assert_close(loss, plain)
     for found, wanted in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_impossible_target_still_has_its_loss() -> None:
+    """A probability that float32 cannot hold: the loss is a number, and exact."""
+    h, weight, targets = inputs(40, 8, 100)
+    found, wanted = (f(h * 40, weight * 40, targets, 1.0) for f in (fused, exact))
+    assert wanted[0] > 40 * 100, "the targets are improbable"
+    torch.testing.assert_close(found[0].double(), wanted[0], rtol=1e-5, atol=0)
+    assert all(grad.isfinite().all() for grad in found[1:])
+
+
+def test_a_divisor_divides_the_loss_and_its_gradients() -> None:
+    h, weight, targets = inputs(1001, 8, 20_011)
+    whole = fused(h, weight, targets, 0.5)
+    h, weight = h.requires_grad_(), weight.requires_grad_()
+    loss = LinearCrossEntropy.apply(h, weight, targets, 0.5, 1001.0)
+    parts = (loss, *torch.autograd.grad(loss, (h, weight)))
+    for part, all_of_it in zip(parts, whole, strict=True):
+        torch.testing.assert_close(part.detach(), all_of_it / 1001)

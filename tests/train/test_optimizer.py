@@ -82,6 +82,24 @@ def test_the_norm_is_over_all_gradients_and_clips_them(fresh: Fresh, session: Se
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_moments_are_those_of_the_clipped_gradients(
+    fresh: Fresh, session: Sessions, kind: str
+) -> None:
+    """After one step from nothing a first moment is (1 - beta) times what the step was given."""
+    state, made = fresh("tokens", kind), session()
+    backward(state, made, made.batches.batch(0))
+    given_ = {n: p.grad.clone() for n, p in state.model.named_parameters() if p.grad is not None}
+    norm = state.optimizer.gather()
+    state.optimizer.apply(0.01, norm / 5, norm)
+    moments = state.optimizer.tensors()
+    for name, gradient in given_.items():
+        adam = moments.get(f"{name}/exp_avg")
+        moment = moments[f"{name}/momentum_buffer"] if adam is None else adam
+        share = 0.05 if adam is None else 0.1
+        torch.testing.assert_close(moment, share * gradient / 5, rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("model", ["tokens", "patches"])
 def test_state_goes_out_and_comes_back(
     fresh: Fresh, session: Sessions, model: str, kind: str
