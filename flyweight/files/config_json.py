@@ -10,6 +10,7 @@ from collections.abc import Callable
 from math import nextafter
 from typing import Any, NamedTuple
 
+from flyweight.files import t5
 from flyweight.spec.errors import ConfigurationError, FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.position import longrope_gain
@@ -500,57 +501,6 @@ def _geb(config: _Config) -> dict[str, Any]:
     }
 
 
-# T5's feed_forward_proj, and the activation that it stands for; "gated-gelu" is GELU's tanh form.
-FEED_FORWARDS = {
-    "gated-gelu": ("geglu", "gelu_new"),
-    "gated-silu": ("swiglu", "silu"),
-    "relu": ("relu", "relu"),
-    "gelu_new": ("gelu", "gelu_new"),
-    "gelu": ("gelu-exact", "gelu"),
-}
-
-
-# Where nothing says with what the decoder begins, it is the padding, as in every published T5.
-_T5_STARTS = ("decoder_start_token_id", "pad_token_id")
-
-
-def _t5(config: _Config) -> dict[str, Any]:
-    config.only("is_encoder_decoder", True)
-    config.only("is_decoder", False)
-    width, heads = config.whole("d_model"), config.whole("num_heads")
-    attention: dict[str, Any] = {"heads": heads, "kv_heads": heads, "scale": "1"}
-    head = config.whole("d_kv", "head_dim", default=64)
-    if head * heads != width:
-        attention["head_dim"] = head
-    named = config.only("feed_forward_proj", *FEED_FORWARDS) or "relu"
-    kind, activation = FEED_FORWARDS[named]
-    config.only("dense_act_fn", activation)
-    config.only("is_gated_act", named.startswith("gated-"))
-    encoder = {"depth": config.whole("num_layers"), "start": config.id(*_T5_STARTS)}
-    # T5 1.0 ties its head and scales what goes into it, 1.1 does neither. transformers 5 writes
-    # `tie_word_embeddings = true` always, and whether to scale under a name of its own.
-    tied = config.flag("tie_word_embeddings", default=True)
-    spec: dict[str, Any] = {
-        "vocab_size": config.whole("vocab_size"),
-        "width": width,
-        "depth": config.whole("num_decoder_layers", default=encoder["depth"]),
-        "context": config.whole("n_positions", default=512),
-        "norm": {"kind": "rms", "eps": config.number("layer_norm_epsilon", default=1e-6)},
-        "position": {
-            "kind": "relative",
-            "buckets": config.whole("relative_attention_num_buckets", default=32),
-            "max_distance": config.whole("relative_attention_max_distance", default=128),
-        },
-        "attention": attention,
-        "feedforward": {"kind": kind, "hidden": config.whole("d_ff")},
-        "encoder": encoder,
-        "tie_embeddings": tied,
-    }
-    if config.flag("scale_decoder_outputs", default=tied):
-        spec["scale"] = {"logits": width**-0.5}
-    return spec
-
-
 # By model_type: the layout of the names, and who reads the configuration.
 READERS: dict[str, tuple[str, Callable[[_Config], dict[str, Any]]]] = {
     "btlm": ("btlm", _btlm),
@@ -567,5 +517,5 @@ READERS: dict[str, tuple[str, Callable[[_Config], dict[str, Any]]]] = {
     "phi3": ("phi3", _phi3),
     "qwen2": ("llama", _qwen2),
     "qwen3": ("llama", _qwen3),
-    "t5": ("t5", _t5),
+    "t5": ("t5", t5.read),
 }

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from flyweight.files.config_json import FEED_FORWARDS, SHARE
+from flyweight.files import t5
+from flyweight.files.config_json import SHARE
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.position import DynamicScaling, LinearScaling, Llama3Scaling, LongRope
@@ -34,7 +35,7 @@ def target(spec: ModelSpec, family: str = "") -> Target:
     if never:
         raise FlyweightError(_refusal(never))
     expanded = _expanded(spec)
-    folded = expanded.scale != type(expanded.scale)() and not _scales_as_t5(expanded)
+    folded = expanded.scale != type(expanded.scale)() and not t5.scales_its_head(expanded)
     if folded:
         values = expanded.values()
         values["scale"] = {}
@@ -44,7 +45,7 @@ def target(spec: ModelSpec, family: str = "") -> Target:
             values["tie_embeddings"] = False
         expanded = ModelSpec.parse(values)
     both = spec.encoder is not None
-    if both and not _scales_as_t5(expanded):
+    if both and not t5.scales_its_head(expanded):
         # Its class scales what goes into a tied head: one that is not gets a matrix of its own.
         expanded = ModelSpec.parse({**expanded.values(), "tie_embeddings": False})
     classes = {n: c for n, c in _CLASSES.items() if (n in _ENCODER_DECODERS) == both}
@@ -221,27 +222,6 @@ def _not_codegen(spec: ModelSpec) -> Iterator[str]:
         yield f"{spec.attention.heads} heads, which are no multiple of 4, in CodeGen"
 
 
-def _scales_as_t5(spec: ModelSpec) -> bool:
-    """Whether the multipliers are those of T5 1.0, which its class knows: its tied head's."""
-    only_logits = type(spec.scale)(logits=spec.width**-0.5)
-    return spec.encoder is not None and spec.tie_embeddings and spec.scale == only_logits
-
-
-def _not_t5(spec: ModelSpec) -> Iterator[str]:
-    if spec.norm.kind != "rms":
-        yield "norm.kind = 'layer' in T5"
-    if spec.attention.scale != "1":
-        yield f"attention.scale = '{spec.attention.scale}' in T5"
-    if spec.feedforward.kind not in _T5_FEED_FORWARDS:
-        yield f"feedforward.kind = '{spec.feedforward.kind}' in T5"
-    if any(_biases(spec)) or spec.feedforward.bias:
-        yield "biases in T5"
-    if spec.kv_heads != spec.attention.heads:
-        yield "kv_heads in T5"
-    if spec.attention.qk_norm:
-        yield "attention.qk_norm in T5"
-
-
 def _llama_config(spec: ModelSpec) -> dict[str, Any]:
     return {
         "vocab_size": spec.vocab_size,
@@ -353,30 +333,6 @@ def _codegen_config(spec: ModelSpec) -> dict[str, Any]:
     return _gpt2_config(spec) | {"n_ctx": spec.context, "rotary_dim": spec.rotary_dim}
 
 
-def _t5_config(spec: ModelSpec) -> dict[str, Any]:
-    assert spec.encoder is not None
-    scaled = _scales_as_t5(spec)
-    return {
-        "vocab_size": spec.vocab_size,
-        "d_model": spec.width,
-        "d_kv": spec.head_dim,
-        "d_ff": spec.feedforward.hidden,
-        "num_layers": spec.encoder.depth,
-        "num_decoder_layers": spec.depth,
-        "num_heads": spec.attention.heads,
-        "n_positions": spec.context,
-        "relative_attention_num_buckets": spec.position.buckets,
-        "relative_attention_max_distance": spec.position.max_distance,
-        "feed_forward_proj": _T5_FEED_FORWARDS[spec.feedforward.kind],
-        "layer_norm_epsilon": spec.norm.eps,
-        "is_encoder_decoder": True,
-        "decoder_start_token_id": spec.encoder.start,
-        # To T5's class this says whether the head's input is scaled, too.
-        "tie_word_embeddings": scaled,
-    }
-
-
-_T5_FEED_FORWARDS = {ours: theirs for theirs, (ours, _) in FEED_FORWARDS.items()}
 _ENCODER_DECODERS = ("t5",)
 # The first that fits is taken: what keeps a spec from it, its configuration, its layout.
 _CLASSES: dict[
@@ -390,7 +346,7 @@ _CLASSES: dict[
     "glm": (_not_glm, _glm_config, "glm"),
     "gpt2": (_not_gpt2, _gpt2_config, "gpt2"),
     "codegen": (_not_codegen, _codegen_config, "codegen"),
-    "t5": (_not_t5, _t5_config, "t5"),
+    "t5": (t5.differs, t5.config, "t5"),
 }
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",

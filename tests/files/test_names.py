@@ -17,7 +17,7 @@ from flyweight.zoo import catalog
 from flyweight.zoo.layout import layout, layouts, of_family
 
 # Families without a published checkpoint whose names could be known.
-NAMELESS = {"flyweight", "stlm", "flan-t5"}
+NAMELESS = {"flyweight", "stlm"}
 
 
 def first_choices(name: str) -> dict[str, Any]:
