@@ -123,7 +123,7 @@ void Executor::attend(const Heads& heads, int64_t head, int64_t first, int64_t r
     queries[i] = row(heads.op.source(), r) + args.column + h * args.head_dim;
     positions[i] = batch_.position(heads.op.rows, r);
     from[i] = args.window ? std::max<int64_t>(0, positions[i] - args.window + 1) : 0;
-    if (heads.slopes) slopes[i] = heads.slopes[h] / sequence.divisor;
+    if (heads.slopes) slopes[i] = heads.slopes[h] / sequence.divisor();
   }
   const int64_t seen = positions[n - 1] + 1;
   state.clear();

@@ -155,8 +155,17 @@ void bind_sequence(nb::module_& m) {
                      }
                      const size_t n = tokens.size();
                      return array(std::move(tokens), {n});
-                   })
+                   },
+                   nb::rv_policy::move)
       .def_prop_ro("cache_bytes", &Sequence::bytes)
+      .def(
+          "set_positions",
+          [](Sequence& s, std::vector<float> frequencies, float gain, float divisor) {
+            nb::gil_scoped_release released;
+            const std::lock_guard<std::mutex> alone(s.shape()->busy);
+            s.set_positions(std::move(frequencies), gain, divisor);
+          },
+          "frequencies"_a, "gain"_a = 1.0f, "divisor"_a = 1.0f)
       .def(
           "truncate",
           [](Sequence& s, int64_t length) {
@@ -250,6 +259,5 @@ NB_MODULE(_native, m) {
   bind_generation(m);
   bind_kernels(m);
   m.def("available_processors", &available_processors);
-  // One token from logits, for the tests and for callers who have their own loop.
   m.def("draw", &draw, "seed"_a, "n"_a);
 }

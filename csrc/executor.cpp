@@ -154,7 +154,7 @@ void Executor::make_room(int64_t tokens, int64_t wanted, int64_t blocks) {
     at_least(s.tile, floats_bytes(2 * kTileNumbers));
     at_least(s.attention, attention_scratch());
   }
-  if (blocks > 1) at_least(partials_, static_cast<size_t>(blocks) * partial_bytes());
+  at_least(partials_, static_cast<size_t>(blocks) * partial_bytes());
 }
 
 size_t Executor::buffer_bytes() const {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "kernels_peak.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -178,6 +179,14 @@ void bind_kernels(nb::module_& m) {
   k.def("panel_bytes", [](const std::string& isa, uint32_t f, int64_t cols) {
     return table(isa).panel_bytes(format_of(f, cols), cols);
   });
+  k.def("peak", [](const std::string& isa) { return peak_operations(isa.c_str()) / 1e9; }, "isa"_a,
+        "8-bit operations of one core, billions a second; 0 where the set has none for them.");
+  k.def("read", [](Bytes data, int repeats) {
+    uint64_t sum = 0;
+    nb::gil_scoped_release free;
+    for (int i = 0; i < repeats; ++i) sum += read_all(data.data(), data.size());
+    return sum;
+  }, "data"_a, "repeats"_a = 1);
   k.def("pack", &pack_matrix, "isa"_a, "format"_a, "rows"_a, "cols"_a, "weights"_a);
   k.def("prepare", &prepare_rows, "isa"_a, "format"_a, "x"_a);
   k.def("product", &product, "isa"_a, "format"_a, "cols"_a, "panels"_a, "first"_a, "rows"_a,

@@ -15,9 +15,9 @@ void Executor::angles(int set, Pool::Range rows) {
     float* cos = out + 2 * r * pairs;
     float* sin = cos + pairs;
     for (int64_t i = 0; i < pairs; ++i) {
-      const float angle = position * sequence.frequencies[static_cast<size_t>(i)];
-      cos[i] = std::cos(angle) * sequence.gain;
-      sin[i] = std::sin(angle) * sequence.gain;
+      const float angle = position * sequence.frequencies()[static_cast<size_t>(i)];
+      cos[i] = std::cos(angle) * sequence.gain();
+      sin[i] = std::sin(angle) * sequence.gain();
     }
   }
 }

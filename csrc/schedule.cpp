@@ -69,7 +69,10 @@ class Scheduler {
   };
   std::vector<Recent> recent_;
 
-  Load load(const Op& op) const { return loads_[static_cast<int>(op.rows)]; }
+  // Bytes go into the open patch even where no patch is complete.
+  Load load(const Op& op) const {
+    return loads_[static_cast<int>(op.kind == Kind::Pool ? Rows::Tokens : op.rows)];
+  }
 
   Piece piece(int32_t buffer) const {
     const Buffer& b = p.buffer(buffer);

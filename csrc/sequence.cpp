@@ -37,15 +37,12 @@ SequenceShape::SequenceShape(const Program& p, const Kernels& k) : program(&p), 
 
 Sequence::Sequence(std::shared_ptr<const SequenceShape> shape,
                    std::shared_ptr<CacheAccount> account, Format cache,
-                   std::vector<float> frequencies_, float gain_, float divisor_)
-    : format(cache), frequencies(std::move(frequencies_)), gain(gain_), divisor(divisor_),
-      shape_(std::move(shape)), account_(std::move(account)) {
+                   std::vector<float> frequencies, float gain, float divisor)
+    : format(cache), shape_(std::move(shape)), account_(std::move(account)) {
   const Program& p = *shape_->program;
   require(cache == Format::F32 || cache == Format::BF16 || cache == Format::Q8_0,
           "a cache of type ", static_cast<uint32_t>(cache), " is not known; f32, bf16 and q8_0 are");
-  require(static_cast<int64_t>(frequencies.size()) == p.frequencies, "the model takes ",
-          p.frequencies, " frequencies, not ", frequencies.size());
-  require(divisor > 0, "the slopes' divisor is ", divisor, "; more than 0 is wanted");
+  set_positions(std::move(frequencies), gain, divisor);
   block_ = std::min<int64_t>(kCacheBlock, (p.context + 15) / 16 * 16);
   for (const Slot& slot : p.slots) {
     size_t& bytes = block_bytes_[static_cast<int>(slot.rows)];
@@ -56,6 +53,16 @@ Sequence::Sequence(std::shared_ptr<const SequenceShape> shape,
   }
   for (int64_t length : shape_->match_lengths) matches_.emplace_back(length);
   open_sum_.resize(static_cast<size_t>(shape_->pooled_width));
+}
+
+void Sequence::set_positions(std::vector<float> frequencies, float gain, float divisor) {
+  const int64_t wanted = shape_->program->frequencies;
+  require(static_cast<int64_t>(frequencies.size()) == wanted, "the model takes ", wanted,
+          " frequencies, not ", frequencies.size());
+  require(divisor > 0, "the slopes' divisor is ", divisor, "; more than 0 is wanted");
+  frequencies_ = std::move(frequencies);
+  gain_ = gain;
+  divisor_ = divisor;
 }
 
 Sequence::~Sequence() { account_->used -= charged_; }
@@ -142,7 +149,7 @@ int64_t Sequence::truncate(int64_t length) {
 }
 
 std::shared_ptr<Sequence> Sequence::copy() const {
-  auto other = std::make_shared<Sequence>(shape_, account_, format, frequencies, gain, divisor);
+  auto other = std::make_shared<Sequence>(shape_, account_, format, frequencies_, gain_, divisor_);
   for (int set = 0; set < 2; ++set) {
     other->grow(set, remembered(static_cast<Rows>(set)));
     for (size_t i = 0; i < other->blocks_[set].size(); ++i) {

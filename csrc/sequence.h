@@ -39,7 +39,7 @@ struct CacheAccount {
 
 class Sequence {
  public:
-  // frequencies: the program's number of them. Throws Error where the format does not fit.
+  // See set_positions. Throws Error where the format or the number of frequencies does not fit.
   Sequence(std::shared_ptr<const SequenceShape>, std::shared_ptr<CacheAccount>, Format cache,
            std::vector<float> frequencies, float gain, float divisor);
   ~Sequence();
@@ -85,9 +85,14 @@ class Sequence {
   // What the core gave for patch p, to be added to the bytes after it.
   float* spread(int64_t p) { return spread_.data() + p * shape_->spread_width; }
 
+  // --- How positions are read from here on: rotation's frequencies, what rotated numbers are
+  // multiplied by, the divisor of ALiBi's slopes. Keys that are stored stay as they are.
+  void set_positions(std::vector<float> frequencies, float gain, float divisor);
+  const std::vector<float>& frequencies() const { return frequencies_; }
+  float gain() const { return gain_; }
+  float divisor() const { return divisor_; }
+
   const Format format;
-  const std::vector<float> frequencies;
-  const float gain, divisor;
   // The shape that it was made for: a sequence serves one executor.
   const SequenceShape* shape() const { return shape_.get(); }
 
@@ -115,6 +120,8 @@ class Sequence {
   std::vector<MatchIndex> matches_;
   std::vector<float> open_sum_, spread_;
   int64_t fill_ = 0;
+  std::vector<float> frequencies_;
+  float gain_ = 1, divisor_ = 1;
 };
 
 }  // namespace flyweight

@@ -19,6 +19,11 @@ class Sequence:
     def cache_bytes(self) -> int:
         """Keys and values that are allocated, in blocks of 256 positions."""
 
+    def set_positions(
+        self, frequencies: ListLike[float], gain: float = 1.0, divisor: float = 1.0
+    ) -> None:
+        """How positions are read from here on (see Executor.begin); stored keys stay."""
+
     def truncate(self, length: int) -> int:
         """Forget all but the first ``length`` tokens; returns how many are left.
 
