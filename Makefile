@@ -9,7 +9,7 @@ BIN := .venv/bin
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
-.PHONY: setup quickstart test test-slow check format clean
+.PHONY: setup quickstart test test-slow test-oracles check format clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -38,6 +38,11 @@ test: check
 
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
+
+# llama.cpp is built from source for these, with all processors: minutes.
+test-oracles: setup
+	$(BIN)/python -m pip install -c constraints.txt llama-cpp-python
+	$(PYTEST) -m oracle $(ARGS)
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from flyweight.files.from_gguf import OWN, Dequantised, open_gguf
 from flyweight.files.huggingface import as_ours, is_huggingface_folder, open_source
 from flyweight.files.model_folder import TOKENIZER, WEIGHTS, is_model_folder, read_family, read_spec
 from flyweight.files.run import RunFolder, read_checkpoint_state
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 def load(model: str | os.PathLike[str], threads: int | None = None) -> TorchModel:
     """The model at ``model``: a run folder, RUN@STEP, a checkpoint's, a model or a Hugging Face
-    folder.
+    folder, a GGUF file.
 
     Raises FlyweightError where there is none, CorruptFileError where it is damaged.
     """
@@ -65,6 +67,12 @@ def stored(name: str) -> Stored:
         source = open_source(path)
         model = as_ours(source)
         return Stored(called, source.family, model.spec, path, model, path)
+    if path.suffix == ".gguf" and path.is_file():
+        opened = open_gguf(path)
+        for note in opened.notes:
+            warnings.warn(f"{path}: {note}", stacklevel=2)
+        family = "" if opened.architecture == OWN else opened.architecture
+        return Stored(opened.name, family, opened.spec, path, Dequantised(opened), opened.tokenizer)
     spec, weights, tokenizer = _locate(name)
     family = read_family(path) if is_model_folder(path) else ""
     return Stored(called, family, spec, weights, TensorFile(weights), tokenizer)
@@ -93,7 +101,9 @@ def _locate(name: str) -> tuple[ModelSpec, Path, Path]:
             " (model.toml and model.safetensors), nor a Hugging Face folder (config.json)"
         )
     if path.exists():
-        raise FlyweightError(f"{path} is a file; a run folder or a model folder is wanted")
+        raise FlyweightError(
+            f"{path} is a file; a run folder, a model folder or a .gguf file is wanted"
+        )
     near = nearest(path.name, _siblings(path)) if path.parent.is_dir() else ""
     raise FlyweightError(f"no model at {path}{near}")
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from flyweight.spec.errors import ConfigurationError, CorruptFileError, Flyweigh
 from flyweight.spec.model import ModelSpec
 from flyweight.zoo import shapes
 from flyweight.zoo.layout import layout
+
+if TYPE_CHECKING:
+    import torch
 
 # Our own architecture, and the keys that say a spec: docs/gguf.md.
 OWN, SPEC, VERSION, NEWEST = "flyweight", "flyweight.spec", "flyweight.version", 1
@@ -83,6 +86,20 @@ class GgufModel(NamedTuple):
     weights: Mapping[str, GgufWeight]
     tokenizer: Path
     notes: tuple[str, ...]
+
+
+class Dequantised:
+    """The weights as ordinary tensors (``Tensors``), each made of its blocks when asked for."""
+
+    def __init__(self, model: GgufModel) -> None:
+        self._weights = model.weights
+        self.kinds = {name: Kind("F32", weight.shape) for name, weight in model.weights.items()}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+
+        # A copy: the file's own bytes cannot be written to.
+        return torch.tensor(self._weights[name].dequantise())
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GgufModel:
