@@ -113,19 +113,29 @@ def decoder_of(spec: ModelSpec) -> Any:
 class Peer:
     """llama.cpp on one thread, with its cache in F32."""
 
-    def __init__(self, path: Path, vocab_only: bool = False) -> None:
-        self.model = llama_cpp.Llama(
-            model_path=str(path),
-            n_ctx=CONTEXT,
-            n_batch=CONTEXT,
-            n_threads=1,
-            n_threads_batch=1,
-            logits_all=True,
-            type_k=0,
-            type_v=0,
-            vocab_only=vocab_only,
-            verbose=False,
-        )
+    def __init__(self, path: Path) -> None:
+        library = llama_cpp.llama_cpp
+        defaults = library.llama_model_default_params
+
+        def plain() -> Any:
+            # Weights as the file has them: 0.3.36's repacking for AMX crashes on small matrices.
+            parameters = defaults()
+            parameters.use_extra_bufts = False
+            return parameters
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(library, "llama_model_default_params", plain)
+            self.model = llama_cpp.Llama(
+                model_path=str(path),
+                n_ctx=CONTEXT,
+                n_batch=CONTEXT,
+                n_threads=1,
+                n_threads_batch=1,
+                logits_all=True,
+                type_k=0,
+                type_v=0,
+                verbose=False,
+            )
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """(tokens, vocabulary)."""
@@ -166,12 +176,15 @@ def test_the_same_log_likelihoods_and_continuations(name: str, tmp_path: Path) -
     said = [np.take_along_axis(log_softmax(x[:-1]), chosen, 1).sum() for x in (ours, theirs)]
     assert said[0] == pytest.approx(said[1], rel=tolerance)
 
-    ours_next, theirs_next = list(tokens[:40]), list(tokens[:40])
     for _ in range(16):
         with torch.no_grad():
-            ours_next.append(int(decoder(torch.tensor([ours_next]))[0, -1].argmax()))
-        theirs_next.append(int(peer.logits(theirs_next)[-1].argmax()))
-    assert ours_next == theirs_next
+            ours = decoder(torch.tensor([tokens]))[0, -1].numpy()
+        theirs = peer.logits(tokens)[-1]
+        best = int(ours.argmax())
+        # The same token, or one that is as good as equal.
+        gap = ours[best] - ours[int(theirs.argmax())]
+        assert gap <= 2 * tolerance * np.abs(ours).max()
+        tokens.append(best)
 
 
 @pytest.mark.parametrize("type", ["bf16", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k_m"])
