@@ -9,7 +9,7 @@ BIN := .venv/bin
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
-.PHONY: setup quickstart test test-slow sanitize check format clean
+.PHONY: setup quickstart test test-slow test-oracles sanitize check format clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -60,6 +60,11 @@ sanitize: setup
 	    $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(abspath $(SANITIZE)/tree) \
 	    $(PYTEST) -p no:cacheprovider -q tests/engine $(ARGS)
+
+# llama.cpp is built from source for these, with all processors: minutes.
+test-oracles: setup
+	$(BIN)/python -m pip install -c constraints.txt llama-cpp-python
+	$(PYTEST) -m oracle $(ARGS)
 
 format: setup
 	$(BIN)/ruff check --fix .

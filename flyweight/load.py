@@ -51,7 +51,9 @@ def load(
     reason = _not_native(found, engine)
     if reason is None:
         from flyweight.engine.runtime import NativeModel
+        from flyweight.files.weights import check_fit
 
+        check_fit(found.weights.kinds, found.spec, found.path)
         tensors = found.tensors
         if format is not None:
             from flyweight.files.convert import Converted
@@ -167,14 +169,15 @@ def is_gguf(path: Path) -> bool:
 
 
 def _from_gguf(name: str, path: Path, notice: Notice) -> Stored:
-    from flyweight.files.from_gguf import open_gguf
+    from flyweight.files.from_gguf import OWN, open_gguf
     from flyweight.files.weights import Dequantised, GgufTensors
 
     model = open_gguf(path)
     for note in model.notes:
         notice(f"{path}: {note}")
     weights = Dequantised(GgufTensors(model.weights), model.spec)
-    return Stored(name, model.name, model.architecture, model.spec, path, weights, model.tokenizer)
+    family = "" if model.architecture == OWN else model.architecture
+    return Stored(name, model.name, family, model.spec, path, weights, model.tokenizer)
 
 
 def _random(name: str, notice: Notice) -> Stored:
@@ -213,7 +216,7 @@ def _locate(name: str) -> tuple[ModelSpec, Path, Path]:
         )
     if path.exists():
         raise FlyweightError(
-            f"{path} is a file and no GGUF; a run folder or a model folder is wanted"
+            f"{path} is a file; a run folder, a model folder or a .gguf file is wanted"
         )
     near = nearest(path.name, _siblings(path)) if path.parent.is_dir() else ""
     raise FlyweightError(f"no model at {path}{near}")

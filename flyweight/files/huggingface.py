@@ -227,4 +227,4 @@ def write_import(
 
 def refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():
-        raise FlyweightError(f"{out} exists already; name a folder that does not, or remove it")
+        raise FlyweightError(f"{out} exists already; name one that does not, or remove it")

@@ -27,6 +27,7 @@ from flyweight.files.tensors import Tensors
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 from flyweight.spec.model import ModelSpec, Share
 from flyweight.spec.table import nearest
+from flyweight.text.gguf_metadata import read_metadata
 from flyweight.text.gguf_tokens import vocabulary
 from flyweight.text.tokenizer import Tokenizer
 from flyweight.zoo import shapes
@@ -136,7 +137,10 @@ def export_gguf(
 
 
 def chat_template(tokenizer: Path) -> str | None:
-    """The template beside a tokenizer, if there is one."""
+    """The template beside a tokenizer, or in its GGUF file, if there is one."""
+    if tokenizer.suffix == ".gguf":
+        kept = read_metadata(tokenizer, "tokenizer.chat_template").get("tokenizer.chat_template")
+        return kept if isinstance(kept, str) else None
     folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")

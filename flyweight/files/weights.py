@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from flyweight.files.blocks import NUMBERED, Floats, dequantise
 from flyweight.files.random_weights import RandomSource
 from flyweight.files.tensors import Bits, Kind, Tensors
+from flyweight.spec.errors import CorruptFileError
 from flyweight.spec.model import ModelSpec
 from flyweight.zoo import shapes
 
@@ -146,3 +148,12 @@ def dequantised(tensor: StoredTensor) -> Floats:
     """The numbers of a tensor, (rows, cols)."""
     form = NUMBERED[tensor.format]
     return dequantise(tensor.data.reshape(tensor.rows, form.row_bytes(tensor.cols)), form)
+
+
+def check_fit(kinds: Mapping[str, Kind], spec: ModelSpec, where: Path) -> None:
+    """Names and shapes must be the spec's. Raises CorruptFileError naming some that are not."""
+    wanted = {tensor.name: tensor.shape for tensor in shapes.tensors(spec)}
+    wrong = sorted(wanted.keys() ^ kinds.keys())
+    wrong += [n for n, shape in wanted.items() if n in kinds and kinds[n].shape != shape]
+    if wrong:
+        raise CorruptFileError(f"{where} does not fit its spec: {', '.join(wrong[:5])}")

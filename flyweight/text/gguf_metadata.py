@@ -30,6 +30,7 @@ _NUMBERS = {
     12: "<d",
 }
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+_LENGTH = struct.Struct("<Q")
 _VERSIONS = (2, 3)
 _DEEPEST = 4
 
@@ -148,5 +149,26 @@ class Reader:
             layout = _NUMBERS[kind]
             size = struct.calcsize(layout)
             return np.frombuffer(self.take(count * size), dtype=np.dtype(layout)).tolist()
+        if kind == _STRING:
+            return self._strings(count)
         read = self.kinds[kind][0]
         return [read(depth + 1) for _ in range(count)]
+
+    def _strings(self, count: int) -> list[str]:
+        """As ``string`` would read them; a vocabulary has hundreds of thousands."""
+        data, at, end = self.data, self.at, len(self.data)
+        found: list[str] = []
+        try:
+            for _ in range(count):
+                (size,) = _LENGTH.unpack_from(data, at)
+                at += 8
+                if size > end - at:
+                    raise CorruptFileError(f"{size} bytes are claimed where {end - at} are left")
+                found.append(data[at : at + size].decode("utf-8"))
+                at += size
+        except struct.error:
+            raise CorruptFileError(f"8 bytes are claimed where {end - at} are left") from None
+        except UnicodeDecodeError:
+            raise CorruptFileError(f"{data[at : at + min(size, 40)]!r} is not UTF-8") from None
+        self.at = at
+        return found

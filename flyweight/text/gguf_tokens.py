@@ -238,4 +238,7 @@ def _like_pieces(document: dict[str, Any]) -> _Tokens | None:
         "add_space_prefix": prefix,
     }
     scores = [-float(rank.get(token, lowest)) for token in tokens]
-    return _Tokens(model, tokens, types, scores, [])
+    notes = []
+    if metaspace and prefix:
+        notes.append("llama.cpp adds a space even to a text that begins with one")
+    return _Tokens(model, tokens, types, scores, notes)

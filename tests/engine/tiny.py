@@ -59,7 +59,9 @@ class Tiny:
     def embed(self, table: Array, **kind: str) -> int:
         """A buffer with the tokens' rows of a table."""
         x = self.buffer(table.shape[1])
-        self.op(Kind.EMBED, (), (x,), (self.weight(table, kind.get("kind", "table")),), (0, 0), (1.0,))
+        self.op(
+            Kind.EMBED, (), (x,), (self.weight(table, kind.get("kind", "table")),), (0, 0), (1.0,)
+        )
         return x
 
     def logits(self, x: int) -> None:

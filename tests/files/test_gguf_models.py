@@ -17,7 +17,7 @@ from flyweight.files.gguf import GgufFile
 from flyweight.files.gguf_architectures import ARCHITECTURES, Target, target
 from flyweight.files.gguf_writer import Written, write_gguf
 from flyweight.files.random_weights import RandomSource
-from flyweight.files.to_gguf import Exported, export_gguf
+from flyweight.files.to_gguf import Exported, chat_template, export_gguf
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.text.bytes import ByteTokenizer
@@ -342,6 +342,16 @@ def test_the_tokenizer_lies_in_the_file(tmp_path: Path) -> None:
     write(spec, tmp_path / "out.gguf")
     back = load_tokenizer(open_gguf(tmp_path / "out.gguf").tokenizer)
     assert back.digest == ByteTokenizer().digest
+
+
+def test_the_chat_template_goes_along(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }} é")
+    template = chat_template(tmp_path / "tokenizer.json")
+    write(small("smollm2-135m"), tmp_path / "out.gguf", template=template)
+    file = GgufFile(tmp_path / "out.gguf")
+    assert file.metadata["tokenizer.chat_template"] == "{{ messages }} é"
+    (tmp_path / "chat_template.jinja").write_text("of another model")
+    assert chat_template(tmp_path / "out.gguf") == "{{ messages }} é"
 
 
 def test_every_kind_of_conftest_is_accounted_for() -> None:

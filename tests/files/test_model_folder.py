@@ -141,7 +141,7 @@ def test_what_is_no_model_is_said_to_be_none(weights: Path, tmp_path: Path) -> N
     write_model_folder(tmp_path / "model", "tiny", SPEC, weights, ByteTokenizer().to_json())
     with pytest.raises(FlyweightError, match="did you mean `model`"):
         flyweight.load(tmp_path / "modle")
-    with pytest.raises(FlyweightError, match="is a file; a run folder or a model folder"):
+    with pytest.raises(FlyweightError, match="is a file; a run folder, a model folder or a .gguf"):
         flyweight.load(weights)
     with pytest.raises(FlyweightError, match="is no model"):
         flyweight.load(tmp_path)
