@@ -24,7 +24,9 @@ EOT = 257
 def text_of(seed: int, length: int) -> Array:
     """Bytes of few kinds, so that patterns come again; words, newlines, some <eot>."""
     rng = np.random.default_rng(seed)
-    return rng.choice([97, 98, 32, 10, 46, 200, 65, EOT], length, p=[0.3, 0.3, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05])
+    return rng.choice(
+        [97, 98, 32, 10, 46, 200, 65, EOT], length, p=[0.3, 0.3, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05]
+    )
 
 
 @some
@@ -103,9 +105,7 @@ def slow_patches(tokens: Array, words: bool, size: int, rows: Array) -> Array:
     """By the torch model's own cut, and a loop."""
     torch = pytest.importorskip("torch", reason="the reference is the PyTorch model")
     patches = pytest.importorskip("flyweight.model.patches")
-    kind = SimpleNamespace(
-        kind="word" if words else "fixed", size=size, letters=patches._letters()
-    )
+    kind = SimpleNamespace(kind="word" if words else "fixed", size=size, letters=patches._letters())
     end, offset = patches.Patches.cut(kind, torch.from_numpy(tokens)[None])
     out = np.repeat(offset[0].numpy()[:, None] * 1000.0, 2 * rows.shape[1], 1)
     bytes_of: list[int] = []

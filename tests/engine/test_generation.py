@@ -58,7 +58,8 @@ def distribution(
 @given(
     vocab=st.integers(1, 300), temperature=st.floats(0.1, 3), top_k=st.integers(0, 40),
     top_p=st.sampled_from([0.05, 0.5, 0.9, 0.99, 1.0]), min_p=st.sampled_from([0.0, 0.05, 0.5]),
-    spread=st.sampled_from([0.1, 1.0, 10.0]), seed=st.integers(0, 2**63 - 1), rng=st.integers(0, 999),
+    spread=st.sampled_from([0.1, 1.0, 10.0]), seed=st.integers(0, 2**63 - 1),
+    rng=st.integers(0, 999),
 )  # fmt: skip
 def test_tokens_are_those_that_numpy_draws(
     vocab: int, temperature: float, top_k: int, top_p: float, min_p: float, spread: float,
@@ -126,13 +127,9 @@ def test_the_repetition_penalty_counts_the_prompt_and_what_was_made() -> None:
     generation.add(executor.begin(), [0, 0], max_tokens=3, repetition_penalty=1.2)
     # 4 / 1.2 < 3.9; then 3.9 / 1.2 < 4 / 1.2; from then on 0 stays the largest.
     assert generation.next(3)[0][1] == [1, 0, 0]
-    generation.add(
-        executor.begin(), [0, 1], max_tokens=2, repetition_penalty=1.2, penalty_last=1
-    )
+    generation.add(executor.begin(), [0, 1], max_tokens=2, repetition_penalty=1.2, penalty_last=1)
     assert generation.next(2)[0][1] == [0, 1]
-    generation.add(
-        executor.begin(), [3], max_tokens=1, repetition_penalty=2.0, never=[0, 1, 2]
-    )
+    generation.add(executor.begin(), [3], max_tokens=1, repetition_penalty=2.0, never=[0, 1, 2])
     assert generation.next()[0][1] == [4]
 
 

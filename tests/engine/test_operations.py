@@ -80,7 +80,9 @@ def test_norm(
     x = tiny.embed(table)
     y = x if in_place else tiny.embed(start)
     weights = (tiny.weight(g, "vector") if gain else -1, tiny.weight(b, "vector") if bias else -1)
-    tiny.op(Kind.NORM, (x,), (y,), weights, (int(layer), together, before, together * groups), (1e-3,))
+    tiny.op(
+        Kind.NORM, (x,), (y,), weights, (int(layer), together, before, together * groups), (1e-3,)
+    )
     tiny.logits(y)
     tokens = tokens_of(seed, width, rows)
     expected = (table if in_place else start)[tokens].astype(np.float64)
@@ -232,7 +234,9 @@ def slow_attention(
     divisor: float,
 ) -> Array:  # fmt: skip
     n = len(rows)
-    q, k, v = np.split(rows.astype(np.float64), [heads * head_dim, (heads + kv_heads) * head_dim], 1)
+    q, k, v = np.split(
+        rows.astype(np.float64), [heads * head_dim, (heads + kv_heads) * head_dim], 1
+    )
     q = q.reshape(n, heads, head_dim)
     k = np.repeat(k.reshape(n, kv_heads, head_dim), heads // kv_heads, 1)
     v = np.repeat(v[:, : kv_heads * head_dim].reshape(n, kv_heads, head_dim), heads // kv_heads, 1)

@@ -22,7 +22,7 @@ class Tiny:
 
     def __init__(self, vocab: int, context: int = 64, frequencies: int = 0) -> None:
         self.program = Program(vocab, context, frequencies=frequencies)
-        self._end = {rows: 0 for rows in Rows}
+        self._end = dict.fromkeys(Rows, 0)
 
     def buffer(self, width: int, rows: Rows = Rows.TOKENS) -> int:
         end = self._end[rows]
@@ -59,7 +59,9 @@ class Tiny:
     def embed(self, table: Array, **kind: str) -> int:
         """A buffer with the tokens' rows of a table."""
         x = self.buffer(table.shape[1])
-        self.op(Kind.EMBED, (), (x,), (self.weight(table, kind.get("kind", "table")),), (0, 0), (1.0,))
+        self.op(
+            Kind.EMBED, (), (x,), (self.weight(table, kind.get("kind", "table")),), (0, 0), (1.0,)
+        )
         return x
 
     def logits(self, x: int) -> None:
