@@ -27,14 +27,14 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from machine import header, lines
-
-from flyweight.files.atomic import write_text
 from flyweight.files.random_weights import RandomSource
 from flyweight.files.to_gguf import export_gguf
 from flyweight.measure.cost import read_bandwidth
-from flyweight.spec.model import ModelSpec
 from flyweight.text.gguf_tokens import placeholder
+from machine import header, lines
+
+from flyweight.files.atomic import write_text
+from flyweight.spec.model import ModelSpec
 from flyweight.zoo import catalog
 
 HERE = Path(__file__).resolve().parent
@@ -241,7 +241,8 @@ def table(results: dict[str, Any]) -> list[str]:
         out += [
             "",
             f"{name}: {case.model}, {case.type}; the machine reads {low:.1f} to {high:.1f} GB/s",
-            f"{'':<12}{'prefill/s':>11}{'decode/s':>10}{'file MiB':>10}{'peak MiB':>10}{'first s':>9}",
+            f"{'':<12}{'prefill/s':>11}{'decode/s':>10}{'file MiB':>10}"
+            f"{'peak MiB':>10}{'first s':>9}",
         ]
         for contender, row in found["rows"].items():
             out.append(

@@ -10,8 +10,9 @@ from infer_protocol import serve
 
 
 def build(path: str, threads: int) -> tuple[Callable[[list[int], int], tuple[float, float]], str]:
-    import flyweight
     from flyweight.text.talk import Sampling
+
+    import flyweight
 
     model = flyweight.load(path, threads=threads, engine="native")
 

@@ -16,7 +16,7 @@ def build(path: str, threads: int) -> tuple[Callable[[list[int], int], tuple[flo
 
     @api.llama_log_callback
     def quiet(level: int, text: bytes, data: object) -> None:
-        if level >= 4:
+        if level == 4:
             sys.stderr.write(text.decode("utf-8", "replace"))
 
     api.llama_log_set(quiet, ctypes.c_void_p(0))
