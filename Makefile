@@ -9,18 +9,24 @@ BIN := .venv/bin
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
-.PHONY: setup quickstart test test-slow check format clean
+.PHONY: setup quickstart test test-slow test-oracles sanitize check format clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml constraints.txt
+# The engine's sources: a change builds it anew.
+ENGINE := CMakeLists.txt $(wildcard csrc/*)
+
+.venv/.ready: pyproject.toml constraints.txt $(ENGINE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "Flyweight needs Python 3.11 or newer, and $(PYTHON) is not that;" \
 	        "name one that is: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
 	    echo "$(PYTHON) could not make .venv; on Debian and Ubuntu: apt install python3-venv" >&2; \
 	    exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || { \
+	    echo "Flyweight's engine needs a C++ compiler, and $${CXX:-c++} is not there;" \
+	        "on Debian and Ubuntu: apt install g++; on a Mac: xcode-select --install" >&2; exit 1; }
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) '$(TORCH)'
 	$(BIN)/python -m pip install -c constraints.txt -e '.[train,test]'
 	@touch $@
@@ -39,6 +45,27 @@ test: check
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
 
+# The engine's tests with the address and undefined-behaviour sanitizers watching: a copy of the
+# package with a module of its own, so that the usual one stays.
+SANITIZE := build/sanitize
+sanitize: setup
+	$(BIN)/python -m pip install -q 'cmake>=3.20' ninja nanobind
+	$(BIN)/cmake -S . -B $(SANITIZE) -G Ninja -DFLYWEIGHT_SANITIZE=ON \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build $(SANITIZE)
+	rm -rf $(SANITIZE)/tree && mkdir $(SANITIZE)/tree && cp -R flyweight $(SANITIZE)/tree
+	rm -f $(SANITIZE)/tree/flyweight/engine/_native.*.so
+	$(BIN)/cmake --install $(SANITIZE) --prefix $(SANITIZE)/tree
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) \
+	    $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(abspath $(SANITIZE)/tree) \
+	    $(PYTEST) -p no:cacheprovider -q tests/engine $(ARGS)
+
+# llama.cpp is built from source for these, with all processors: minutes.
+test-oracles: setup
+	$(BIN)/python -m pip install -c constraints.txt llama-cpp-python
+	$(PYTEST) -m oracle $(ARGS)
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -46,4 +73,6 @@ format: setup
 # Runs are kept: they are yours.
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -f flyweight/engine/_native.*.so
+	find csrc/inplace -mindepth 1 ! -name CMakeLists.txt -delete
 	find flyweight tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,30 +4,90 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from flyweight.files.huggingface import as_ours, is_huggingface_folder, open_source
-from flyweight.files.model_folder import TOKENIZER, WEIGHTS, is_model_folder, read_family, read_spec
-from flyweight.files.run import RunFolder, read_checkpoint_state
-from flyweight.files.tensors import TensorFile, Tensors
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.table import nearest
-from flyweight.text.load import load_tokenizer
+from flyweight.text.talk import Talker
+from flyweight.zoo import catalog
 
 if TYPE_CHECKING:
-    from flyweight.model.runtime import TorchModel
+    from flyweight.files.run import RunFolder
+    from flyweight.files.tensors import Tensors
+    from flyweight.files.weights import StoredTensor
+    from flyweight.text.tokenizer import Tokenizer
+
+ENGINES = ("auto", "native", "torch")
+Notice = Callable[[str], None]
 
 
-def load(model: str | os.PathLike[str], threads: int | None = None) -> TorchModel:
+def load(
+    model: str | os.PathLike[str],
+    threads: int | None = None,
+    engine: str = "auto",
+    format: str | None = None,
+    cache: str = "f32",
+    notice: Notice | None = None,
+) -> Talker:
     """The model at ``model``: a run folder, RUN@STEP, a checkpoint's, a model or a Hugging Face
-    folder.
+    folder, a .gguf file, or a name of the zoo (random weights, which ``notice`` is told).
+
+    ``engine``: "native" (our kernels, no PyTorch), "torch", or "auto", native where it is built
+    and covers the model. Native alone: ``format`` converts the matrices in memory (None: as they
+    are stored), ``cache`` is the key-value cache's format, "f32", "bf16" or "q8_0".
 
     Raises FlyweightError where there is none, CorruptFileError where it is damaged.
     """
-    name = os.fspath(model)
-    found = stored(name)
+    say = notice or _warn
+    if engine not in ENGINES:
+        raise FlyweightError(f"engine = {engine}{nearest(engine, list(ENGINES))}")
+    if threads is not None and threads < 1:
+        raise FlyweightError(f"threads = {threads}: 1 or more is wanted")
+    found = stored(os.fspath(model), say)
+    reason = _not_native(found, engine)
+    if reason is None:
+        from flyweight.engine.runtime import NativeModel
+        from flyweight.files.weights import check_fit
+
+        check_fit(found.weights.kinds, found.spec, found.path)
+        tensors = found.tensors
+        if format is not None:
+            from flyweight.files.convert import Converted
+
+            tensors = Converted(tensors, found.spec, format, say)
+        return NativeModel(os.fspath(model), found.spec, tensors, found.words(), threads, cache)
+    if engine == "native":
+        raise FlyweightError(f"--engine native: {reason}")
+    for name, given in (("format", format), ("cache", None if cache == "f32" else cache)):
+        if given is not None:
+            raise FlyweightError(
+                f"{name} = {given} is the native engine's"
+                + ("" if engine == "torch" else f", and {reason}")
+            )
+    return _with_torch(found, threads)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
+
+
+def _not_native(found: Stored, engine: str) -> str | None:
+    """Why the native engine does not run the model; None where it does."""
+    if engine == "torch":
+        return "PyTorch was asked for"
+    from flyweight.engine.compile import uncovered
+    from flyweight.engine.runtime import unavailable
+
+    if reason := uncovered(found.spec):
+        return f"the native engine has no {reason}"
+    return unavailable()
+
+
+def _with_torch(found: Stored, threads: int | None) -> Talker:
     import torch
 
     from flyweight.model.answer import AnsweringModel
@@ -36,44 +96,104 @@ def load(model: str | os.PathLike[str], threads: int | None = None) -> TorchMode
     from flyweight.model.weights import fill_weights
 
     if threads is not None:
-        if threads < 1:
-            raise FlyweightError(f"threads = {threads}: 1 or more is wanted")
         torch.set_num_threads(threads)
     decoder = Decoder(found.spec)
     fill_weights(decoder, found.weights, found.path)
     kind = TorchModel if found.spec.encoder is None else AnsweringModel
-    return kind(name, decoder, load_tokenizer(found.tokenizer))
+    return kind(found.called, decoder, found.words())
 
 
 class Stored(NamedTuple):
-    """A model as it lies on the disk: ``weights`` in our names, none of them read yet.
+    """A model as it lies on the disk, none of its weights read yet.
 
-    ``family`` is where it was imported from, if it was.
+    ``called``: what it was asked for by. ``weights``: in our names, as numbers. ``family``:
+    where it was imported from, if it was. ``tokenizer``: None for a name of the zoo.
     """
 
+    called: str
     name: str
     family: str
     spec: ModelSpec
     path: Path
     weights: Tensors
-    tokenizer: Path
+    tokenizer: Path | None
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """The weights in ggml's formats, as they are stored."""
+        from flyweight.files.weights import Dequantised, StoredTensors
+
+        if isinstance(self.weights, Dequantised):
+            return self.weights.tensors
+        return StoredTensors(self.weights)
+
+    def words(self) -> Tokenizer:
+        """The tokenizer; for a name of the zoo one that stands in for it."""
+        if self.tokenizer is not None:
+            from flyweight.text.load import load_tokenizer
+
+            return load_tokenizer(self.tokenizer)
+        from flyweight.text.gguf_tokens import placeholder
+
+        return placeholder(self.spec.vocab_size)
 
 
-def stored(name: str) -> Stored:
+def stored(name: str, notice: Notice = _warn) -> Stored:
     """What ``name`` stands for. Raises FlyweightError where there is no model."""
+    from flyweight.files.model_folder import is_model_folder, read_family
+    from flyweight.files.tensors import TensorFile
+
     path = Path(name).expanduser()
     called = Path(os.path.abspath(path)).name
-    if is_huggingface_folder(path) and not (path / "run.toml").is_file():
+    if path.is_file() and is_gguf(path):
+        return _from_gguf(name, path, notice)
+    if not path.exists() and name in catalog.names():
+        return _random(name, notice)
+    # Each kind's own code is imported for it alone.
+    if (path / "config.json").is_file() and not (
+        is_model_folder(path) or (path / "run.toml").is_file()
+    ):
+        from flyweight.files.huggingface import as_ours, open_source
+
         source = open_source(path)
         model = as_ours(source)
-        return Stored(called, source.family, model.spec, path, model, path)
+        return Stored(name, called, source.family, model.spec, path, model, path)
     spec, weights, tokenizer = _locate(name)
     family = read_family(path) if is_model_folder(path) else ""
-    return Stored(called, family, spec, weights, TensorFile(weights), tokenizer)
+    return Stored(name, called, family, spec, weights, TensorFile(weights), tokenizer)
+
+
+def is_gguf(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return path.suffix == ".gguf" or file.read(4) == b"GGUF"
+
+
+def _from_gguf(name: str, path: Path, notice: Notice) -> Stored:
+    from flyweight.files.from_gguf import OWN, open_gguf
+    from flyweight.files.weights import Dequantised, GgufTensors
+
+    model = open_gguf(path)
+    for note in model.notes:
+        notice(f"{path}: {note}")
+    weights = Dequantised(GgufTensors(model.weights), model.spec)
+    family = "" if model.architecture == OWN else model.architecture
+    return Stored(name, model.name, family, model.spec, path, weights, model.tokenizer)
+
+
+def _random(name: str, notice: Notice) -> Stored:
+    from flyweight.files.weights import Dequantised, RandomTensors
+
+    entry = catalog.get(name)
+    notice(f"{name} has random weights: it is a shape, not a trained model")
+    weights = Dequantised(RandomTensors(entry.spec), entry.spec)
+    return Stored(name, name, entry.family, entry.spec, Path(name), weights, None)
 
 
 def _locate(name: str) -> tuple[ModelSpec, Path, Path]:
     """(spec, weights file, tokenizer file) of what ``name`` stands for."""
+    from flyweight.files.model_folder import TOKENIZER, WEIGHTS, is_model_folder, read_spec
+    from flyweight.files.run import RunFolder
+
     path = Path(name).expanduser()
     at = re.fullmatch(r"(.+)@(\d+)", name)
     if not path.exists() and at:
@@ -95,7 +215,9 @@ def _locate(name: str) -> tuple[ModelSpec, Path, Path]:
             " (model.toml and model.safetensors), nor a Hugging Face folder (config.json)"
         )
     if path.exists():
-        raise FlyweightError(f"{path} is a file; a run folder or a model folder is wanted")
+        raise FlyweightError(
+            f"{path} is a file; a run folder, a model folder or a .gguf file is wanted"
+        )
     near = nearest(path.name, _siblings(path)) if path.parent.is_dir() else ""
     raise FlyweightError(f"no model at {path}{near}")
 
@@ -105,6 +227,9 @@ def _siblings(path: Path) -> list[str]:
 
 
 def _from_run(run: RunFolder, step: int) -> tuple[ModelSpec, Path, Path]:
+    from flyweight.files.model_folder import TOKENIZER, WEIGHTS
+    from flyweight.files.run import read_checkpoint_state
+
     if step not in run.steps():
         have = ", ".join(str(s) for s in run.steps()) or "none"
         raise FlyweightError(f"{run.path} has no checkpoint at step {step}; it has: {have}")

@@ -9,36 +9,52 @@ import typer
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="A run or model folder, or RUN@STEP.")],
+    model: Annotated[str, typer.Argument(help="Any MODEL; see the README.")],
     prompt: Annotated[str | None, typer.Argument(help="Text to continue; - reads it.")] = None,
     max_tokens: Annotated[int, typer.Option(help="At most this many tokens.")] = 256,
     min_tokens: Annotated[int, typer.Option(help="No end of text before this many.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample within this mass.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Of the likeliest's probability.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1, what was said becomes less likely.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text.")] = None,
+    engine: Annotated[str, typer.Option(help="native, torch or auto.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Processor threads.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Convert the weights in memory: q8_0, q4_0, ...")
+    ] = None,
+    cache: Annotated[str, typer.Option(help="Keys and values: f32, bf16 or q8_0.")] = "f32",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Continue PROMPT with MODEL. Standard output carries the continuation alone."""
     import time
 
+    from flyweight.cli.notice import note
     from flyweight.load import load
-    from flyweight.report.wording import visible
 
     text = _standard_input() if prompt == "-" else prompt or ""
-    loaded = load(model, threads=threads)
+    loaded = load(model, threads, engine, format, cache, note)
     begin = time.perf_counter()
     pieces = []
     for piece in loaded.stream(
-        text, max_tokens, min_tokens, temperature, top_k, top_p, seed, stop or []
+        text,
+        max_tokens,
+        min_tokens,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        stop or [],
+        min_p,
+        repetition_penalty,
     ):
         pieces.append(piece)
         if not json:
-            # What a model made up must not steer a terminal; a file or a pipe gets it as it is.
-            sys.stdout.write(visible(piece) if sys.stdout.isatty() else piece)
-            sys.stdout.flush()
+            _show(piece)
     seconds = time.perf_counter() - begin
     whole = "".join(pieces)
     if json:
@@ -49,6 +65,16 @@ def generate(
         sys.stdout.write("\n")
         tokens = len(loaded.tokenizer.encode(whole)) if whole else 0
         print(f"{tokens} tokens, {tokens / seconds:.0f} a second", file=sys.stderr)
+
+
+def _show(piece: str) -> None:
+    # What a model made up must not steer a terminal; a file or a pipe gets it as it is.
+    if sys.stdout.isatty():
+        from flyweight.report.wording import visible
+
+        piece = visible(piece)
+    sys.stdout.write(piece)
+    sys.stdout.flush()
 
 
 def _standard_input() -> str:

@@ -46,9 +46,10 @@ COMMANDS = {
         "flyweight.cli.import_", "import_", "A Hugging Face folder to a model folder."
     ),
     "export": Command(
-        "flyweight.cli.export", "export", "A model to a folder that transformers loads."
+        "flyweight.cli.export", "export", "A model to a folder for transformers, or to a GGUF file."
     ),
     "eval": Command("flyweight.cli.eval", "evaluate", "Measure a model."),
+    "bench": Command("flyweight.cli.bench", "bench", "Time a model on this machine."),
     "report": Command("flyweight.cli.report", "report", "Write a run's page, report.html."),
 }
 FLAGS = ("--help", "--version")

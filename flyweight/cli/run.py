@@ -130,6 +130,7 @@ def evaluate_run(run: RunFolder, most_bytes: int, view: View | None = None) -> d
     from flyweight.measure.bits import bits_per_byte, compressors, sample
     from flyweight.spec.errors import FlyweightError
     from flyweight.train.start import open_dataset
+    from flyweight.zoo import shapes
 
     dataset = open_dataset(run)
     documents, sampled = sample(dataset.held_out.texts(dataset.tokenizer), most_bytes)
@@ -142,7 +143,7 @@ def evaluate_run(run: RunFolder, most_bytes: int, view: View | None = None) -> d
         size = sum(len(text) for _, text in documents)
         view.notice(f"measuring on {size:,} held-out bytes")
     held_out = bits_per_byte(model, documents, sampled).values()
-    parameters = sum(p.numel() for p in model.decoder.parameters())
+    parameters = shapes.parameters(model.spec).unique
     result = {
         "held_out": held_out,
         "compressors": compressors(documents),

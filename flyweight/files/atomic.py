@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 _CHUNK = 1 << 20
 
@@ -38,6 +39,34 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file to fill, which becomes ``path`` (which must not exist) when all went well.
+
+    Raises FileExistsError where ``path`` has come about in the meantime.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            # Unlike a rename it replaces nothing.
+            os.link(temporary, path)
+            temporary.unlink()
+        except FileExistsError:
+            raise
+        except OSError:
+            # A file system without links.
+            os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 @contextmanager

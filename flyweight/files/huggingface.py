@@ -17,7 +17,7 @@ from flyweight.files.config_json import describe
 from flyweight.files.model_folder import SPEC, TOKENIZER, WEIGHTS, is_model_folder
 from flyweight.files.pickles import PickleFile
 from flyweight.files.published import Published, same_bits
-from flyweight.files.tensors import Kind, TensorFile, Tensors
+from flyweight.files.tensors import Bits, Kind, TensorFile, Tensors
 from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.spec.model import ModelSpec
@@ -50,6 +50,9 @@ class Shards:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._of[name][name]
+
+    def bits(self, name: str) -> Bits:
+        return self._of[name].bits(name)
 
 
 class Source(NamedTuple):
@@ -224,4 +227,4 @@ def write_import(
 
 def refuse_existing(out: Path) -> None:
     if out.exists() or out.is_symlink():
-        raise FlyweightError(f"{out} exists already; name a folder that does not, or remove it")
+        raise FlyweightError(f"{out} exists already; name one that does not, or remove it")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flyweight.files.legacy_pickles import LegacyFile, is_legacy
-from flyweight.files.tensors import Kind, kind_of
+from flyweight.files.tensors import Bits, Kind, bits_of, kind_of
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ class PickleFile:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]
+
+    def bits(self, name: str) -> Bits:
+        return bits_of(self._tensors[name])
 
 
 @contextmanager

@@ -10,9 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from flyweight.files import names
 from flyweight.files.names import Piece, Planned
-from flyweight.files.tensors import KINDS, Kind, Tensors, dtype_of, stream_tensors
+from flyweight.files.tensors import (
+    KINDS,
+    Bits,
+    Kind,
+    Tensors,
+    dtype_of,
+    stream_tensors,
+    word_of,
+)
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.zoo.layout import Layout
@@ -37,11 +47,11 @@ class Findings(NamedTuple):
         lines = []
         for kind in ("missing", "unexpected", "misshapen"):
             found = getattr(self, kind)
-            lines += [f"{kind} ({len(found)}): {', '.join(_grouped(found))}"] if found else []
+            lines += [f"{kind} ({len(found)}): {', '.join(grouped(found))}"] if found else []
         return "\n".join(lines)
 
 
-def _grouped(found: Iterable[str]) -> list[str]:
+def grouped(found: Iterable[str]) -> list[str]:
     """Every name, those that differ in the layer's number alone as one: layers.{0-3,5}.norm."""
     groups: dict[str, list[str]] = {}
     for name in found:
@@ -78,7 +88,7 @@ class Published:
         options: Mapping[str, str] | None = None,
     ) -> None:
         self.where, self.layout, self.source = where, layout, source
-        _check_counts(where, spec, source.kinds)
+        check_counts(where, spec, source.kinds)
         chosen = names.choose(layout, options or {})
         self.spec = names.with_options(spec, chosen)
         planned = names.plan(self.spec, layout, chosen)
@@ -96,6 +106,14 @@ class Published:
         self._check_copies()
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+
+        kind, bits = self.kinds[name], self.bits(name)
+        # torch has no arrays that it must not write to.
+        bits = bits if bits.flags.writeable else bits.copy()
+        return torch.from_numpy(np.ascontiguousarray(bits)).view(dtype_of(kind))
+
+    def bits(self, name: str) -> Bits:
         return self._assembled(self._planned[name].copies[0], self.kinds[name])
 
     def _kind(self, planned: Planned) -> Kind:
@@ -109,16 +127,14 @@ class Published:
             )
         return Kind(dtypes.pop(), planned.shape)
 
-    def _assembled(self, copy: tuple[Piece, ...], kind: Kind) -> torch.Tensor:
-        import torch
-
-        first = self.source[copy[0].name]
+    def _assembled(self, copy: tuple[Piece, ...], kind: Kind) -> Bits:
+        first = self.source.bits(copy[0].name)
         if len(copy) == 1 and len(copy[0].segments) == 1:
-            return first.t() if copy[0].transposed else first
-        made = torch.empty(kind.shape, dtype=dtype_of(kind))
+            return first.T if copy[0].transposed else first
+        made = np.empty(kind.shape, dtype=word_of(kind))
         for piece in copy:
-            theirs = self.source[piece.name]
-            theirs = theirs.t() if piece.transposed else theirs
+            theirs = self.source.bits(piece.name)
+            theirs = theirs.T if piece.transposed else theirs
             for ours, at, rows in piece.segments:
                 made[ours : ours + rows] = theirs[at : at + rows]
         return made
@@ -151,7 +167,7 @@ class Published:
         stream_tensors(path, self.kinds, self)
 
 
-def _check_counts(where: Path, spec: ModelSpec, kinds: Mapping[str, Kind]) -> None:
+def check_counts(where: Path, spec: ModelSpec, kinds: Mapping[str, Kind]) -> None:
     """Before a plan is made of what may be any number: layers and heads that cannot be there."""
     most = len(kinds)
     # A body that runs many times may be stored once.
@@ -162,10 +178,10 @@ def _check_counts(where: Path, spec: ModelSpec, kinds: Mapping[str, Kind]) -> No
             " should have"
         )
     widest = max((length for kind in kinds.values() for length in kind.shape), default=0)
-    if spec.attention.heads > widest:
+    if max(spec.attention.heads, spec.head_dim) > widest:
         raise FlyweightError(
-            f"{where} has no tensor wide enough for the {spec.attention.heads} heads that it"
-            " should have"
+            f"{where} has no tensor wide enough for the {spec.attention.heads} heads of"
+            f" {spec.head_dim} dimensions that it should have"
         )
 
 
@@ -202,10 +218,5 @@ def compare(planned: list[Planned], layout: Layout, kinds: Mapping[str, Kind]) -
 
 def same_bits(source: Tensors, first: str, second: str) -> bool:
     """Whether two tensors are equal bit for bit, of one type and shape."""
-    import torch
-
-    one, other = source[first], source[second]
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(one.element_size())
-    if one.dtype != other.dtype or one.shape != other.shape or whole is None:
-        return False
-    return bool(torch.equal(one.contiguous().view(whole), other.contiguous().view(whole)))
+    same = source.kinds[first] == source.kinds[second]
+    return same and np.array_equal(source.bits(first), source.bits(second))

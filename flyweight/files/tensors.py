@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 
 if TYPE_CHECKING:
@@ -17,6 +20,12 @@ if TYPE_CHECKING:
 # own enumeration: a file has the last of them first.
 KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+# A tensor's numbers as they are stored, without their meaning: uint16, uint32 or uint64.
+Bits = NDArray[np.unsignedinteger[Any]]
+
+
+class ByName(Protocol):
+    def __getitem__(self, name: str, /) -> torch.Tensor: ...
 
 
 class Kind(NamedTuple):
@@ -27,12 +36,17 @@ class Kind(NamedTuple):
 
 
 class Tensors(Protocol):
-    """Stored tensors by name, whose content is read when it is asked for."""
+    """Stored tensors by name, whose content is read when it is asked for.
+
+    ``bits`` needs no torch where the file itself needs none.
+    """
 
     @property
     def kinds(self) -> Mapping[str, Kind]: ...
 
     def __getitem__(self, name: str) -> torch.Tensor: ...
+
+    def bits(self, name: str) -> Bits: ...
 
 
 class TensorFile:
@@ -48,17 +62,37 @@ class TensorFile:
         if not path.is_file():
             raise FlyweightError(f"no such file: {path}")
         self.path = path
-        with _as_ours(path):
-            self._file: Any = safe_open(path, framework="pt")
-            slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        # The library checks the header against the file.
+        with _as_ours(path), safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             self.kinds: dict[str, Kind] = {
                 name: Kind(part.get_dtype(), tuple(part.get_shape()))
                 for name, part in slices.items()
             }
+        self._torch: Any = None
+        self._mapped: tuple[NDArray[np.uint8], dict[str, Any]] | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
         with _as_ours(self.path):
-            return self._file.get_tensor(name)
+            if self._torch is None:
+                self._torch = safe_open(self.path, framework="pt")
+            return self._torch.get_tensor(name)
+
+    def bits(self, name: str) -> Bits:
+        """A read-only view of the mapped file, in the tensor's shape."""
+        if self._mapped is None:
+            with open(self.path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+            mapped = np.memmap(self.path, np.uint8, mode="r", offset=8 + length)
+            # An ordinary array: slices of a memmap cost its bookkeeping each time.
+            self._mapped = mapped.view(np.ndarray), header
+        data, header = self._mapped
+        begin, end = header[name]["data_offsets"]
+        kind = self.kinds[name]
+        return data[begin:end].view(word_of(kind)).reshape(kind.shape)
 
 
 @contextmanager
@@ -93,7 +127,7 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def stream_tensors(
     path: Path,
     kinds: Mapping[str, Kind],
-    tensors: Mapping[str, torch.Tensor] | Tensors,
+    tensors: ByName,
     metadata: dict[str, str] | None = None,
 ) -> None:
     """Write a safetensors file with one tensor in memory at a time.
@@ -142,6 +176,19 @@ def size(kind: Kind) -> int:
     for length in kind.shape:
         count *= length
     return count
+
+
+def word_of(kind: Kind) -> np.dtype[np.unsignedinteger[Any]]:
+    """The unsigned integer that one number of this kind fills."""
+    return np.dtype(f"<u{_BYTES[kind.dtype]}")
+
+
+def bits_of(tensor: torch.Tensor) -> Bits:
+    """A tensor's numbers as they are stored."""
+    import torch
+
+    words = {2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
+    return tensor.detach().contiguous().view(words[tensor.element_size()]).numpy()
 
 
 def dtype_of(kind: Kind) -> torch.dtype:

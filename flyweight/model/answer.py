@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import torch
 
@@ -69,8 +69,11 @@ class AnsweringModel(TorchModel):
         """The tokens of a source, its end included."""
         return [*super()._encode(text, bos), self._end]
 
-    def _logits(self, ids: list[int], left: int) -> Generator[torch.Tensor, int, None]:
+    def _logits(
+        self, ids: list[int], left: int
+    ) -> Generator[tuple[torch.Tensor, Sequence[int]], int, None]:
         cache = self.decoder.new_cache(memory=self.decoder.encode(torch.tensor([ids])))
-        token = self.start
+        answer = [self.start]
         while True:
-            token = yield self.decoder(torch.tensor([[token]]), cache=cache)[0, -1]
+            token = yield self.decoder(torch.tensor([answer[-1:]]), cache=cache)[0, -1], answer
+            answer.append(token)

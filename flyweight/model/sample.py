@@ -1,6 +1,8 @@
-"""Choosing the next token from logits: greedy, temperature, top-k, top-p."""
+"""Choosing the next token from logits: greedy, temperature, top-k, top-p, min-p."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +14,9 @@ def choose(
     top_k: int | None,
     top_p: float | None,
     generator: torch.Generator,
+    min_p: float | None = None,
 ) -> int:
-    """One token id. Temperature 0 is greedy; top_p is nucleus sampling (arXiv:1904.09751)."""
+    """One token id, as flyweight.text.talk.Sampling describes."""
     if temperature == 0:
         return int(logits_V.argmax())
     logits_V = logits_V / temperature
@@ -24,4 +27,19 @@ def choose(
     if top_p is not None and top_p < 1:
         # Keep the smallest set whose mass reaches top_p, the first token always.
         probs = probs.masked_fill(probs.cumsum(0) - probs >= top_p, 0.0)
+    if min_p is not None:
+        probs = probs.masked_fill(probs < min_p * probs[0], 0.0)
     return int(order[torch.multinomial(probs, 1, generator=generator)])
+
+
+def penalise(logits_V: Tensor, tokens: Sequence[int], penalty: float) -> None:
+    """Make what was said already less likely, in place (arXiv:1909.05858)."""
+    said = torch.tensor(sorted(set(tokens)))
+    found = logits_V[said]
+    logits_V[said] = torch.where(found > 0, found / penalty, found * penalty)
+
+
+def likeliest(log_probs_V: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """The ``count`` likeliest ids with their log probabilities, the likeliest first."""
+    values, ids = log_probs_V.sort(descending=True, stable=True)
+    return tuple(zip(ids[:count].tolist(), values[:count].tolist(), strict=True))

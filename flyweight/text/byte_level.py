@@ -76,7 +76,7 @@ CUTS: dict[str, tuple[str, ...]] = {
     ),
 }
 # A word that is a token is that token, whatever the merges make of it.
-_WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"})
+WHOLE_WORDS = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken"})
 
 
 def byte_level_document(
@@ -94,7 +94,7 @@ def byte_level_document(
         {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
         for regex in CUTS[cut]
     ]
-    model = bpe(vocab, merges, ignore_merges=cut in _WHOLE_WORDS)
+    model = bpe(vocab, merges, ignore_merges=cut in WHOLE_WORDS)
     return tokenizer_json(
         {**model, MARK: dict(mark)} if mark else model,
         [added_token(*each) for each in sorted((vocab[n], n, s) for n, s in added)],

@@ -30,6 +30,7 @@ _NUMBERS = {
     12: "<d",
 }
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+_LENGTH = struct.Struct("<Q")
 _VERSIONS = (2, 3)
 _DEEPEST = 4
 
@@ -44,7 +45,7 @@ def read_metadata(path: str | os.PathLike[str], prefix: str = "") -> dict[str, A
             if file.seek(0, os.SEEK_END) < 24:
                 raise CorruptFileError(f"{path} is too short for a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(data).metadata(prefix)
+                return Reader(data).metadata(prefix)
     except OSError as error:
         raise FlyweightError(f"{path} cannot be read: {error.strerror}") from None
     except CorruptFileError as error:
@@ -53,10 +54,17 @@ def read_metadata(path: str | os.PathLike[str], prefix: str = "") -> dict[str, A
         raise CorruptFileError(f"{path} is a damaged GGUF file: {error}") from None
 
 
-class _Reader:
+class Reader:
+    """Reads GGUF's values from ``data``, one after another, each checked before it is used.
+
+    ``at`` is the place of the next byte; after ``metadata`` that of the first tensor's description,
+    and ``tensors`` says how many of them the file claims.
+    """
+
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
         self.at = 0
+        self.tensors = 0
         # The kinds of values: how to read one, and how many bytes it takes at least.
         self.kinds: dict[int, tuple[Callable[[int], Any], int]] = {
             _BOOL: (lambda depth: self.boolean(), 1),
@@ -69,7 +77,8 @@ class _Reader:
     def _number(self, layout: str, depth: int) -> Any:
         return self.number(layout)
 
-    def metadata(self, prefix: str) -> dict[str, Any]:
+    def metadata(self, prefix: str = "") -> dict[str, Any]:
+        """The header, checked, and the keys that begin with ``prefix``."""
         if self.take(4) != b"GGUF":
             raise CorruptFileError("it does not begin with GGUF")
         version = self.number("<I")
@@ -78,7 +87,7 @@ class _Reader:
             raise CorruptFileError(
                 f"version {version:#x} (little-endian versions {known} are read)"
             )
-        self.number("<Q")  # how many tensors there are
+        self.tensors = self.number("<Q")
         count = self.number("<Q")
         self.bounded(count, 8 + 4 + 1, "keys")
         found: dict[str, Any] = {}
@@ -140,5 +149,26 @@ class _Reader:
             layout = _NUMBERS[kind]
             size = struct.calcsize(layout)
             return np.frombuffer(self.take(count * size), dtype=np.dtype(layout)).tolist()
+        if kind == _STRING:
+            return self._strings(count)
         read = self.kinds[kind][0]
         return [read(depth + 1) for _ in range(count)]
+
+    def _strings(self, count: int) -> list[str]:
+        """As ``string`` would read them; a vocabulary has hundreds of thousands."""
+        data, at, end = self.data, self.at, len(self.data)
+        found: list[str] = []
+        try:
+            for _ in range(count):
+                (size,) = _LENGTH.unpack_from(data, at)
+                at += 8
+                if size > end - at:
+                    raise CorruptFileError(f"{size} bytes are claimed where {end - at} are left")
+                found.append(data[at : at + size].decode("utf-8"))
+                at += size
+        except struct.error:
+            raise CorruptFileError(f"8 bytes are claimed where {end - at} are left") from None
+        except UnicodeDecodeError:
+            raise CorruptFileError(f"{data[at : at + min(size, 40)]!r} is not UTF-8") from None
+        self.at = at
+        return found

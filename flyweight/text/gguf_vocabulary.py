@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from typing import Any
@@ -13,6 +14,8 @@ from flyweight.text.gguf_metadata import read_metadata
 from flyweight.text.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces
 
 _PREFIX = "tokenizer.ggml."
+# The whole tokenizer.json, in files of ours whose other keys cannot say all of it.
+OWN = "flyweight.tokenizer"
 
 
 def read_gguf(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -20,9 +23,28 @@ def read_gguf(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Models "llama" (SentencePiece BPE) and "gpt2" (byte-level BPE) are read. A beginning-of-text
     token is added as `add_bos_token` says; without that key "llama" adds one and "gpt2" does not.
+    A file of ours that holds its tokenizer.json gives that.
     Raises CorruptFileError where it is damaged, FlyweightError where it is of another kind.
     """
-    return _Keys(read_metadata(path, _PREFIX)).document()
+    return document_of(read_metadata(path))
+
+
+def document_of(keys: dict[str, Any]) -> dict[str, Any]:
+    """``read_gguf``'s, of a file's metadata."""
+    if OWN in keys:
+        return _own(keys[OWN])
+    wanted = {key: value for key, value in keys.items() if key.startswith(_PREFIX)}
+    return _Keys(wanted).document()
+
+
+def _own(text: Any) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{OWN} is no JSON: {error}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        raise CorruptFileError(f"{OWN} is no tokenizer.json: it has no `model`")
+    return document
 
 
 class _Keys:
@@ -55,7 +77,7 @@ class _Keys:
 
     def many(self, name: str, kind: type, optional: bool = False) -> list[Any]:
         value = self._keys.get(name)
-        if value is None and optional:
+        if optional and (value is None or value == []):
             return []
         if not isinstance(value, list) or not value or any(type(v) is not kind for v in value):
             what = "missing" if value is None else "something else"
@@ -119,7 +141,7 @@ class _Keys:
             twice = next(t for id, t in enumerate(self.tokens) if vocab[t] != id)
             raise CorruptFileError(f"the token {twice!r} stands in it twice")
         merges: list[tuple[str, str]] = []
-        for merge in self.many("merges", str):
+        for merge in self.many("merges", str, optional="merges" in self._keys):
             # A token can begin with a space, and none can be empty.
             at = merge.find(" ", 1)
             if at < 0 or at == len(merge) - 1:

@@ -96,7 +96,7 @@ def is_the_model(imported: Path, model: Decoder) -> None:
     for name in state:
         assert torch.equal(stored[name].view(torch.int32), state[name].view(torch.int32)), name
     with torch.no_grad():
-        assert torch.equal(flyweight.load(imported).decoder(TOKENS), model(TOKENS))
+        assert torch.equal(flyweight.load(imported, engine="torch").decoder(TOKENS), model(TOKENS))
 
 
 @pytest.mark.parametrize("once", [False, True])

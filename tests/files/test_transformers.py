@@ -52,11 +52,11 @@ def test_there_and_back(
     before = bytes_of(theirs)
     command("import", theirs, tmp_path / "ours").ok()
     assert bytes_of(theirs) == before
-    mine = flyweight.load(tmp_path / "ours")
+    mine = flyweight.load(tmp_path / "ours", engine="torch")
     same_logits(mine, model)
     same_logits(mine, model, SHORT)
     # Without importing first, the very same.
-    direct = flyweight.load(theirs)
+    direct = flyweight.load(theirs, engine="torch")
     with torch.no_grad():
         assert torch.equal(direct.decoder(TOKENS), mine.decoder(TOKENS))
     command("export", tmp_path / "ours", tmp_path / "back", "--to", "hf").ok()
@@ -117,7 +117,7 @@ def test_shards_pickles_and_half_precision_keep_every_bit(
     # Anew, as casting the model has rounded its rotary frequencies too.
     oracle = type(model)(model.config).eval()
     oracle.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
-    same_logits(flyweight.load(tmp_path / "ours"), oracle)
+    same_logits(flyweight.load(tmp_path / "ours", engine="torch"), oracle)
 
 
 def test_half_precision_goes_back_to_the_bit(
@@ -162,7 +162,7 @@ def test_the_older_spelling_of_rope(
             rope["type"] = rope.pop("rope_type")
         config["rope_scaling"] = None if kind == "llama" else rope
         (theirs / "config.json").write_text(json.dumps(config))
-        mine = flyweight.load(theirs)
+        mine = flyweight.load(theirs, engine="torch")
         same_logits(mine, model)
         same_logits(mine, model, SHORT)
         theirs.rename(tmp_path / kind)
@@ -177,7 +177,7 @@ def test_names_of_the_bare_decoder(made: Callable[..., Any]) -> None:
     state.pop("lm_head.weight")
     state["h.0.attn.bias"] = torch.ones(1, 1, 64, 64)
     save_file(state, theirs / "model.safetensors")
-    same_logits(flyweight.load(theirs), model)
+    same_logits(flyweight.load(theirs, engine="torch"), model)
 
 
 def regrouped(qkv: Any, groups: int) -> Any:
@@ -281,7 +281,7 @@ def test_the_exported_folder_talks(
     made_text = model.generate(
         **tokenizer("To be", return_tensors="pt"), max_new_tokens=12, do_sample=False
     )
-    ours = flyweight.load(tmp_path / "ours")
+    ours = flyweight.load(tmp_path / "ours", engine="torch")
     ids = ours.tokenizer.encode(ours.generate("To be", 12))
     assert made_text[0].tolist()[6 : 6 + min(3, len(ids))] == ids[:3] or not ids
     card = (tmp_path / "back" / "README.md").read_text()
@@ -296,7 +296,7 @@ def test_what_a_tokenizer_is_told_is_kept(
     (theirs / "tokenizer_config.json").write_text(json.dumps(settings))
     SubwordTokenizer.train("bpe", 290, [TEXT.decode()]).save(theirs / "tokenizer.json")
     command("import", theirs, tmp_path / "ours").ok()
-    assert not flyweight.load(tmp_path / "ours").tokenizer.add_bos
+    assert not flyweight.load(tmp_path / "ours", engine="torch").tokenizer.add_bos
     command("export", tmp_path / "ours", tmp_path / "back").ok()
     kept = json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())
     assert kept == {"add_bos_token": False, "chat_template": "{{ messages }}"}

@@ -1,0 +1,118 @@
+#include "generate.h"
+
+#include <algorithm>
+
+#include "error.h"
+
+namespace flyweight {
+
+int64_t Generation::add(std::shared_ptr<Sequence> sequence, std::vector<int32_t> tokens,
+                        Sampling settings, int64_t max_tokens) {
+  const std::lock_guard<std::mutex> turn(turn_);
+  const Program& p = executor_.program();
+  executor_.check_feed({sequence.get(), tokens, Executor::Feed::Want::Last});
+  require(max_tokens >= 0 && settings.min_tokens <= max_tokens, "max_tokens = ", max_tokens,
+          " and min_tokens = ", settings.min_tokens, ": 0 <= min <= max is wanted");
+  for (const auto& stream : streams_) {
+    require(stream->sequence != sequence, "the sequence is in another stream already");
+  }
+  auto stream = std::make_unique<Stream>(numbered_, std::move(sequence), std::move(tokens),
+                                         std::move(settings), p.vocab_size, max_tokens);
+  const std::lock_guard<std::mutex> list(list_);
+  streams_.push_back(std::move(stream));
+  return numbered_++;
+}
+
+void Generation::cancel(int64_t number) {
+  const std::lock_guard<std::mutex> list(list_);
+  for (const auto& stream : streams_) {
+    if (stream->number == number) stream->cancelled = true;
+  }
+}
+
+std::vector<Generation::Piece> Generation::next(int64_t most) {
+  require(most >= 1, "at most ", most, " tokens were asked for; 1 or more is wanted");
+  const std::lock_guard<std::mutex> turn(turn_);
+  std::vector<Stream*> active;
+  for (const auto& stream : streams_) {
+    stream->piece = {stream->number, {}, Finish::Not};
+    active.push_back(stream.get());
+  }
+  const auto goes_on = [&](Stream* stream) {
+    if (stream->piece.finish == Finish::Not && stream->cancelled) {
+      stream->piece.finish = Finish::Cancelled;
+    } else if (stream->piece.finish == Finish::Not && stream->made == stream->max_tokens) {
+      stream->piece.finish = Finish::Length;
+    }
+    return stream->piece.finish == Finish::Not &&
+           static_cast<int64_t>(stream->piece.choices.size()) < most;
+  };
+  for (;;) {
+    std::erase_if(active, [&](Stream* stream) { return !goes_on(stream); });
+    if (active.empty()) break;
+    step(active);
+  }
+  std::vector<Piece> pieces;
+  const std::lock_guard<std::mutex> list(list_);
+  for (const auto& stream : streams_) {
+    if (stream->piece.finish != Finish::Not || !stream->piece.choices.empty()) {
+      pieces.push_back(std::move(stream->piece));
+    }
+  }
+  std::erase_if(streams_, [&](const auto& stream) {
+    return std::any_of(pieces.begin(), pieces.end(), [&](const Piece& piece) {
+      return piece.stream == stream->number && piece.finish != Finish::Not;
+    });
+  });
+  return pieces;
+}
+
+void Generation::step(std::vector<Stream*>& active) {
+  std::vector<Executor::Feed> feeds;
+  std::vector<int64_t> before;
+  for (Stream* stream : active) {
+    stream->sampled = false;
+    before.push_back(stream->sequence->length());
+    feeds.push_back({stream->sequence.get(), stream->pending, Executor::Feed::Want::Last});
+  }
+  // On the pool's threads: what goes wrong is kept for the caller.
+  const auto sample = [&](size_t i, int64_t, float* logits) {
+    Stream& stream = *active[i];
+    try {
+      stream.choice = stream.sampler.choose(logits, stream.sequence->tokens(), stream.made);
+      stream.sampled = true;
+    } catch (const std::exception& error) {
+      stream.failure = error.what();
+    }
+  };
+  const auto cancelled = [&] {
+    return std::any_of(active.begin(), active.end(), [](Stream* s) { return s->cancelled.load(); });
+  };
+  executor_.feed(feeds, sample, cancelled);
+  for (size_t i = 0; i < active.size(); ++i) {
+    Stream& stream = *active[i];
+    if (!stream.failure.empty()) throw Error(stream.failure);
+    const int64_t fed = stream.sequence->length() - before[i];
+    stream.pending.erase(stream.pending.begin(), stream.pending.begin() + fed);
+    if (stream.sampled) finish_step(stream);
+  }
+}
+
+void Generation::finish_step(Stream& stream) const {
+  const auto& stops = stream.sampler.settings().stops;
+  const int32_t token = stream.choice.token;
+  if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
+    stream.piece.finish = Finish::Stop;
+    return;
+  }
+  stream.piece.choices.push_back(std::move(stream.choice));
+  stream.pending.assign(1, token);
+  ++stream.made;
+  if (stream.made == stream.max_tokens) {
+    stream.piece.finish = Finish::Length;
+  } else if (stream.sequence->length() == executor_.program().context) {
+    stream.piece.finish = Finish::Context;
+  }
+}
+
+}  // namespace flyweight

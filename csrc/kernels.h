@@ -1,0 +1,76 @@
+// The kernels that programs are made of: one table of them per instruction set, chosen at run time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace flyweight {
+
+// How numbers are stored, by ggml's numbers.
+enum class Format : uint32_t {
+  F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
+  Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_NL = 20, BF16 = 30,
+};
+
+enum class Activation : int32_t { None = 0, Silu = 1, GeluTanh = 2, GeluErf = 3, Relu2 = 4, Relu = 5 };
+
+// Numbers of a block of a format, and its bytes in ggml's layout. 0 for a format not known.
+int64_t block_size(Format);
+int64_t block_bytes(Format);
+
+// Rows of a weight matrix that are packed and computed together.
+constexpr int kPanel = 16;
+
+struct Kernels {
+  const char* isa;  // "avx512", "avx2vnni", "avx2", "portable"
+
+  // --- Weights: a matrix (rows, cols) is packed in panels of kPanel rows, the last one filled up
+  // with zeros, each of panel_bytes. cols is a multiple of block_size.
+  size_t (*panel_bytes)(Format, int64_t cols);
+  // One panel from `rows` (1 to kPanel) rows in ggml's layout.
+  void (*pack)(Format, int64_t cols, const void* source, int rows, void* panel);
+  // One row of a panel as float32, exactly what ggml's dequantisation gives.
+  void (*unpack_row)(Format, int64_t cols, const void* panel, int row, float* out);
+  // One row in ggml's layout as float32.
+  void (*dequantise)(Format, int64_t cols, const void* row, float* out);
+
+  // --- Products: a row of inputs is prepared once (8-bit blocks, bf16, or as it is) for all the
+  // matrices of a format; then out[t * out_stride + r] = sum over c of W[r, c] x[t, c] for
+  // t < tokens, r < rows (rows not beyond the panels). The sum's order depends on neither the
+  // number of tokens nor the split over threads.
+  size_t (*input_bytes)(Format, int64_t cols);
+  void (*prepare)(Format, int64_t cols, const float* x, void* input);
+  void (*product)(Format, int64_t cols, const void* panels, int64_t rows, const void* inputs,
+                  size_t input_stride, int64_t tokens, float* out, int64_t out_stride);
+
+  // --- Between the products. n numbers each; y may be x.
+  void (*rms_norm)(int64_t n, const float* x, const float* gain, float eps, float* y);
+  void (*layer_norm)(int64_t n, const float* x, const float* gain, const float* bias, float eps,
+                     float* y);
+  void (*activate)(Activation, int64_t n, const float* x, float* y);
+  void (*multiply)(int64_t n, const float* x, float* y);             // y *= x
+  void (*add)(int64_t n, float scale, const float* x, float* y);     // y += scale x
+  // Turns `pairs` pairs of x, (i, i + pairs) or (2i, 2i + 1) where interleaved.
+  void (*rotate)(int64_t pairs, const float* cos, const float* sin, bool interleaved, float* x);
+
+  // --- Attention of one key-value head. The cache keeps, per position, head_dim numbers in F32,
+  // BF16 or Q8_0 (store writes one); positions lie `stride` bytes apart.
+  size_t (*stored_bytes)(Format, int64_t head_dim);
+  void (*store)(Format, int64_t head_dim, const float* x, void* out);
+  // Merges positions [first, first + count) into the running state of `rows` query rows:
+  // score = scale q·k - slope (position_r - key), seen where from_r <= key <= position_r;
+  // max_r, sum_r and acc (rows, head_dim; sum of exp(score - max) v) start as -inf, 0, 0.
+  // slopes may be null. keys and values point at position `first`.
+  void (*attend)(Format, int64_t head_dim, int64_t rows, const float* const* queries, float scale,
+                 const float* slopes, const int64_t* position, const int64_t* from,
+                 const void* keys, const void* values, size_t stride, int64_t first, int64_t count,
+                 float* max, float* sum, float* acc);
+};
+
+// The table of an instruction set by name; null where this processor or build lacks it. The best
+// one for "" or null. FLYWEIGHT_ISA is read by the caller.
+const Kernels* kernels(const char* isa);
+// All names that this processor can run, best first, null-terminated.
+const char* const* instruction_sets();
+
+}  // namespace flyweight

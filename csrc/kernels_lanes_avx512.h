@@ -1,0 +1,119 @@
+// 16 lanes in one 512-bit register: AVX-512 F, BW, DQ, VL, VNNI, BF16.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels_half.h"
+#include "kernels_layout.h"
+
+namespace flyweight {
+namespace {
+
+struct Lanes {
+  using F = __m512;
+  using I = __m512i;
+  using B = __m512i;
+
+#ifdef FLYWEIGHT_AMX
+  static constexpr const char* kName = "amx";
+#else
+  static constexpr const char* kName = "avx512";
+#endif
+  static constexpr bool kSignedWide = false;
+  static constexpr bool kPairsBf16 = true;
+  static constexpr int kTokens = 6, kPanels = 2;
+  static constexpr int kFloatTokens = 12, kFloatPanels = 2;
+
+  static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static F load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static void store_n(float* p, int n, F v) { _mm512_mask_storeu_ps(p, first(n), v); }
+  static F set(float v) { return _mm512_set1_ps(v); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+
+  static I iset(int32_t v) { return _mm512_set1_epi32(v); }
+  static I bits(F v) { return _mm512_castps_si512(v); }
+  static F floats(I v) { return _mm512_castsi512_ps(v); }
+  static I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static I iand(I a, I b) { return _mm512_and_si512(a, b); }
+  static I imax(I a, I b) { return _mm512_max_epi32(a, b); }
+  template <int n>
+  static I ishl(I a) {
+    return _mm512_slli_epi32(a, n);
+  }
+  template <int n>
+  static I isar(I a) {
+    return _mm512_srai_epi32(a, n);
+  }
+  static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+
+  static __m256i read256(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
+  static __m128i read128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+  static F half(const void* p) { return _mm512_cvtph_ps(read256(p)); }
+  static F bf16(const void* p) {
+    return floats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(read256(p)), 16));
+  }
+  static F unsigned_bytes(const void* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(read128(p)));
+  }
+  static F signed_bytes(const void* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(read128(p)));
+  }
+  static void store_bytes(void* p, I v) {
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+  }
+
+  static B bload(const void* p) { return _mm512_loadu_si512(p); }
+  static void bstore(void* p, B v) { _mm512_storeu_si512(p, v); }
+  static B bset(uint8_t v) { return _mm512_set1_epi8(static_cast<char>(v)); }
+  static B band(B a, B b) { return _mm512_and_si512(a, b); }
+  static B bor(B a, B b) { return _mm512_or_si512(a, b); }
+  // Shifts leave neighbours' bits in each byte; what follows masks them.
+  template <int n>
+  static B bshl(B a) {
+    return _mm512_slli_epi16(a, n);
+  }
+  template <int n>
+  static B bshr(B a) {
+    return _mm512_srli_epi16(a, n);
+  }
+  static B lookup(const uint8_t* table, B codes) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(read128(table)), codes);
+  }
+
+  static I dot(I sum, B codes, int32_t x) {
+    return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(x));
+  }
+  static I dot_wide(I sum, B codes, int32_t x) { return dot(sum, codes, x); }
+  static F pair_dot(F sum, B weights, int32_t x) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(weights),
+                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(x)));
+  }
+
+  static float sum(F v) {
+    const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+  }
+  static float largest(F v) { return _mm512_reduce_max_ps(v); }
+  static int32_t isum(I v) { return _mm512_reduce_add_epi32(v); }
+  static int32_t ilargest(I v) { return _mm512_reduce_max_epi32(v); }
+  static void prefetch(uintptr_t p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+  }
+};
+
+}  // namespace
+}  // namespace flyweight

@@ -1,0 +1,74 @@
+#include "memory.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "error.h"
+
+namespace flyweight {
+namespace {
+
+constexpr size_t kHuge = size_t{2} << 20;
+
+// The sanitizer watches the ends of what malloc gives, not of mappings.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kMap = false;
+#else
+constexpr bool kMap = true;
+#endif
+
+}  // namespace
+
+void Region::Free::operator()(std::byte* data) const {
+  if (mapped) {
+    munmap(data, mapped);
+  } else {
+    std::free(data);
+  }
+}
+
+Region::Region(size_t bytes, const char* what, bool zero, bool huge) : bytes_(bytes) {
+  if (bytes == 0) return;
+  std::byte* data = nullptr;
+  size_t mapped = 0;
+  if (bytes > SIZE_MAX / 4) {
+    // falls through to the error
+  } else if (kMap && bytes >= kHuge) {
+    const size_t all = bytes + (huge ? kHuge : 0);
+    void* found = mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (found != MAP_FAILED) {
+      data = static_cast<std::byte*>(found);
+      mapped = all;
+      if (huge) {
+        // A huge page needs a boundary of its own; what lies before and after is given back.
+        const size_t before = aligned(reinterpret_cast<uintptr_t>(data), kHuge) -
+                              reinterpret_cast<uintptr_t>(data);
+        if (before) munmap(data, before);
+        data += before;
+        mapped -= before;
+#if defined(MADV_HUGEPAGE)
+        // Whole huge pages only: a rounded-up end would count as memory used.
+        madvise(data, bytes / kHuge * kHuge, MADV_HUGEPAGE);
+#endif
+      }
+    }
+  } else {
+    data = static_cast<std::byte*>(std::aligned_alloc(64, aligned(bytes)));
+    if (data && zero) std::memset(data, 0, bytes);
+  }
+  if (!data) throw Error(text("there is no memory for ", what, ": ", bytes >> 20, " MiB are wanted"));
+  data_ = std::unique_ptr<std::byte[], Free>(data, Free{mapped});
+}
+
+void release_mapped(const void* begin, size_t bytes) {
+  static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) / page * page;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
+}  // namespace flyweight

@@ -1,0 +1,64 @@
+// One pool of threads per executor, woken once per run of the program; within a run the threads
+// meet at barriers and allocate nothing.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace flyweight {
+
+class Pool {
+ public:
+  // `threads` includes the caller of run. `pin`: thread i stays on the i-th processor that this
+  // process may use (the caller, who is not ours, stays free).
+  Pool(int threads, bool pin);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int size() const { return threads_; }
+
+  // Calls work(thread) on every thread, the caller being number 0; returns when all have returned.
+  // work must not throw. One caller at a time.
+  template <class Work>
+  void run(Work& work) {
+    start([](void* w, int thread) { (*static_cast<Work*>(w))(thread); }, &work);
+  }
+
+  // Within run: returns when every thread has come here.
+  void barrier();
+
+  // [first, last) of `count` things for a thread: contiguous, the sizes differing by one at most.
+  struct Range {
+    int64_t first, last;
+  };
+  Range share(int64_t count, int thread) const {
+    return {count * thread / threads_, count * (thread + 1) / threads_};
+  }
+
+ private:
+  void start(void (*call)(void*, int), void* work);
+  void serve(int thread);
+  // Until `word` is no longer `old`: spins a while, then sleeps.
+  void wait_while(std::atomic<uint32_t>& word, uint32_t old);
+  void wake(std::atomic<uint32_t>& word);
+
+  const int threads_;
+  bool spins_;
+  int64_t owner_;
+  void (*call_)(void*, int) = nullptr;
+  void* work_ = nullptr;
+  bool stop_ = false;
+  alignas(64) std::atomic<uint32_t> epoch_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> sleepers_{0};
+  std::vector<std::thread> workers_;
+};
+
+// How many processors this process may use.
+int available_processors();
+
+}  // namespace flyweight

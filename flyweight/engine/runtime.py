@@ -1,0 +1,250 @@
+"""A model that talks, on our own kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flyweight.engine.compile import compile_model
+from flyweight.engine.emit import Tensors
+from flyweight.engine.positions import Reading, reading
+from flyweight.engine.program import Kind, Program
+from flyweight.spec.errors import FlyweightError
+from flyweight.spec.model import ModelSpec
+from flyweight.spec.position import LongRope
+from flyweight.spec.table import nearest
+from flyweight.text.talk import SCORED_AT_ONCE, Sampling, Step, Talker, windows
+from flyweight.text.tokenizer import Tokenizer
+
+# Formats of the key-value cache, by ggml's numbers.
+CACHES = {"f32": 0, "bf16": 30, "q8_0": 8}
+
+
+def unavailable() -> str | None:
+    """Why there is no native engine here; None where there is one."""
+    try:
+        import flyweight.engine._native  # noqa: F401
+    except ImportError as error:
+        return f"the native engine is not built here ({error}); pip install . builds it"
+    return None
+
+
+class Memory(NamedTuple):
+    """Bytes: of the weights as the kernels have them, of all sequences' keys and values, and of
+    the buffers between operations."""
+
+    weights: int
+    cache: int
+    buffers: int
+
+
+class _Read:
+    """What a program reads for one token."""
+
+    def __init__(self, program: Program) -> None:
+        used = {w for op in program.ops for w in op.weights if w >= 0}
+        weights = [program.weights[w] for w in used]
+        self._weights = sum(w.data.size for w in weights if w.kind != "table")
+        self._pooled = any(op.kind == Kind.POOL for op in program.ops)
+        windows = {op.ints[0]: op.ints[5] for op in program.ops if op.kind == Kind.ATTENTION}
+        self._slots = [
+            (2 * slot.kv_heads * slot.head_dim, windows[i]) for i, slot in enumerate(program.slots)
+        ]
+
+    def per_token(self, length: int, cache: int) -> int | None:
+        if self._pooled:
+            return None
+        size = {0: 4.0, 30: 2.0, 8: 34 / 32}[cache]
+        seen = ((n, min(length, window or length)) for n, window in self._slots)
+        return self._weights + round(sum(n * positions * size for n, positions in seen))
+
+
+class NativeModel(Talker):
+    """The protocol that ``flyweight.load`` returns, over a compiled program.
+
+    ``threads``: None for all that this process may use. ``cache``: the format of keys and values;
+    what "bf16" and "q8_0" save in memory they cost in exactness. FLYWEIGHT_ISA forces an
+    instruction set. Raises FlyweightError for a cache or an instruction set that is not known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: ModelSpec,
+        tensors: Tensors,
+        tokenizer: Tokenizer,
+        threads: int | None = None,
+        cache: str = "f32",
+    ) -> None:
+        from flyweight.engine import _native
+
+        if cache not in CACHES:
+            raise FlyweightError(f"cache = {cache}{nearest(cache, list(CACHES))}")
+        self.name, self.spec, self.tokenizer = name, spec, tokenizer
+        self._cache = CACHES[cache]
+        isa = os.environ.get("FLYWEIGHT_ISA", "")
+        _check_isa(isa, _native.kernels.instruction_sets())
+        program = compile_model(spec, tensors)
+        self._bytes = _Read(program)
+        self._native = _native
+        self._executor = _native.Executor(program, threads or _native.available_processors(), isa)
+        # The last call's sequence and its tokens, for a call that begins with the same.
+        self._kept: tuple[Any, list[int], Reading] | None = None
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that the kernels use."""
+        return str(self._executor.isa)
+
+    @property
+    def threads(self) -> int:
+        return int(self._executor.threads)
+
+    def memory(self) -> Memory:
+        """As it is now: buffers grow to the longest call so far."""
+        run = self._executor
+        return Memory(run.weight_bytes, run.cache_bytes, run.buffer_bytes)
+
+    def read_bytes(self, length: int) -> int | None:
+        """Bytes of weights and cache that the token after ``length`` others reads, each weight
+        once however often it is used. None where bytes are pooled: most read less."""
+        return self._bytes.per_token(length, self._cache)
+
+    # Generating
+
+    def _steps(self, ids: list[int], sampling: Sampling, top: int | None) -> Iterator[Step]:
+        if sampling.max_tokens == 0:
+            return
+        context = self.spec.context
+        history, made = ids[-context:], 0
+        sequence, read = self._sequence(history, sampling.max_tokens)
+        try:
+            while made < sampling.max_tokens:
+                now = self._reading(len(history), sampling.max_tokens - made)
+                if not _same(now, read):
+                    # Keys that were read otherwise are of no use.
+                    sequence, read = self._begin(now), now
+                count = min(self._stage(len(history)), sampling.max_tokens - made)
+                wanted = made + count
+                steps = self._stage_steps(sequence, history, sampling, made, count, top)
+                with closing(steps):
+                    for step in steps:
+                        history.append(step.token)
+                        made += 1
+                        yield step
+                if made < wanted:
+                    return  # an end of text
+                if len(history) > context:
+                    # The cache is full: go on from the newest half of what it held.
+                    history = history[-max(1, context // 2) :]
+                    read = self._reading(len(history), sampling.max_tokens - made)
+                    sequence = self._begin(read)
+        finally:
+            self._kept = sequence, history, read
+
+    def _reading(self, length: int, left: int) -> Reading:
+        """How positions are read in a sequence of ``length`` to which ``left`` may be added.
+
+        Dynamic NTK and interpolated ALiBi read every position by the length of the whole, which
+        is taken to be as long as it may become. LongRoPE changes once.
+        """
+        grows = not isinstance(self.spec.position.scaling, LongRope)
+        return reading(self.spec, min(length + left, self.spec.context) if grows else length)
+
+    def _stage(self, length: int) -> int:
+        """How many tokens can be chosen after ``length`` before the context is full, or LongRoPE's
+        original one outgrown."""
+        whole, scaling = self.spec.context - length + 1, self.spec.position.scaling
+        if isinstance(scaling, LongRope) and length <= scaling.original:
+            return min(whole, scaling.original - length + 1)
+        return whole
+
+    def _stage_steps(
+        self,
+        sequence: Any,
+        history: list[int],
+        sampling: Sampling,
+        made: int,
+        count: int,
+        top: int | None,
+    ) -> Generator[Step, None, None]:
+        """Up to ``count`` tokens after ``history``, of which the sequence holds a part."""
+        tokenizer = self.tokenizer
+        run = self._native.Generation(self._executor)
+        stream = run.add(
+            sequence,
+            history[sequence.length :],
+            max_tokens=count,
+            min_tokens=max(0, min(count, sampling.min_tokens - made)),
+            temperature=sampling.temperature,
+            top_k=min(sampling.top_k or 0, self.spec.vocab_size),
+            top_p=1.0 if sampling.top_p is None else sampling.top_p,
+            min_p=sampling.min_p or 0.0,
+            repetition_penalty=sampling.repetition_penalty or 1.0,
+            seed=sampling.seed,
+            drawn=made,
+            stops=[] if tokenizer.eot_id is None else [tokenizer.eot_id],
+            never=[] if tokenizer.pad_id is None else [tokenizer.pad_id],
+            vocabulary=min(tokenizer.vocab_size, self.spec.vocab_size),
+            top_logprobs=-1 if top is None else top,
+        )
+        try:
+            ended = False
+            while not ended:
+                for _, tokens, logprobs, tops, finish in run.next(1):
+                    for token, logprob, likeliest in zip(tokens, logprobs, tops, strict=True):
+                        yield Step(token) if top is None else Step(token, logprob, tuple(likeliest))
+                    ended = finish is not None
+        finally:
+            run.cancel(stream)
+
+    def _sequence(self, history: list[int], left: int) -> tuple[Any, Reading]:
+        """A sequence that holds the longest beginning of ``history`` that the last call left."""
+        read = self._reading(len(history), left)
+        kept, self._kept = self._kept, None
+        if kept is not None and _same(kept[2], read):
+            sequence, before, _ = kept
+            # The last token is read again: its logits are wanted.
+            most = min(sequence.length, len(history) - 1)
+            same = next((i for i in range(most) if before[i] != history[i]), most)
+            sequence.truncate(same)
+            return sequence, read
+        return self._begin(read), read
+
+    def _begin(self, read: Reading) -> Any:
+        return self._executor.begin(read.frequencies.tolist(), read.gain, read.divisor, self._cache)
+
+    # Scoring
+
+    def _scores(self, ids: NDArray[np.int64]) -> list[float]:
+        context = self.spec.context
+        scores = np.zeros(max(0, len(ids) - 1))
+        at_once = max(1, SCORED_AT_ONCE // context)
+        every = windows(len(ids), context)
+        for group in range(0, len(every), at_once):
+            some = every[group : group + at_once]
+            # All rows of a batch count as long as the longest.
+            read = reading(self.spec, max(window.length for window in some))
+            sequences = [self._begin(read) for _ in some]
+            tokens = [ids[w.begin : w.begin + w.length].tolist() for w in some]
+            targets = [ids[w.begin + 1 : w.begin + w.length + 1].tolist() for w in some]
+            found = self._executor.score(sequences, tokens, targets)
+            for (begin, length, new), own in zip(some, found, strict=True):
+                scores[begin + new : begin + length] = np.asarray(own)[new:]
+        return scores.tolist()
+
+
+def _same(one: Reading, other: Reading) -> bool:
+    return one[1:] == other[1:] and np.array_equal(one.frequencies, other.frequencies)
+
+
+def _check_isa(isa: str, known: list[str]) -> None:
+    if isa and isa not in known:
+        raise FlyweightError(
+            f"FLYWEIGHT_ISA = {isa}: this processor and build have {', '.join(known)}"
+        )

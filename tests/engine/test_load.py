@@ -1,0 +1,206 @@
+"""Which engine runs a model, and that nothing of PyTorch is touched on the native one's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("flyweight.engine._native", reason="the engine is not built")
+
+import flyweight  # noqa: E402
+from flyweight.cli.main import main  # noqa: E402
+from flyweight.engine.runtime import NativeModel  # noqa: E402
+from flyweight.files.model_folder import write_model_folder  # noqa: E402
+from flyweight.files.run import RunFolder, write_checkpoint  # noqa: E402
+from flyweight.files.tensors import write_tensors  # noqa: E402
+from flyweight.model.decoder import Decoder  # noqa: E402
+from flyweight.model.init import init_weights  # noqa: E402
+from flyweight.model.runtime import TorchModel  # noqa: E402
+from flyweight.spec.errors import FlyweightError  # noqa: E402
+from flyweight.spec.model import ModelSpec  # noqa: E402
+from flyweight.spec.run import RunSpec  # noqa: E402
+from flyweight.text.bytes import ByteTokenizer  # noqa: E402
+
+PROMPT = "def heappush(heap, item):"
+LLAMA: dict[str, Any] = {
+    "vocab_size": 258,
+    "width": 32,
+    "depth": 2,
+    "context": 128,
+    "attention": {"heads": 4, "kv_heads": 2},
+    "feedforward": {"kind": "swiglu", "hidden": 64},
+    "init": {"std": 0.3},
+}
+BYTES = LLAMA | {
+    "input": {"kind": "patches", "width": 32, "hidden": 32, "size": 6},
+    "ngrams": {"orders": [2, 3], "rows": 64, "dim": 8},
+    "matches": {"lengths": [1, 3]},
+}
+
+
+def decoder(values: dict[str, Any]) -> Decoder:
+    model = Decoder(ModelSpec.parse(values)).eval()
+    init_weights(model, 1)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """A model folder of these values."""
+
+    def make(values: dict[str, Any], name: str = "model") -> Path:
+        model = decoder(values)
+        weights = tmp_path / f"{name}.safetensors"
+        write_tensors(weights, model.state_dict())
+        words = ByteTokenizer().to_json()
+        write_model_folder(tmp_path / name, name, model.spec, weights, words)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def run(folder: Callable[..., Path], tmp_path: Path) -> Path:
+    """A run's folder with one checkpoint of the byte model."""
+    made = folder(BYTES, "bytes")
+    made_run = RunFolder.create(tmp_path / "run", RunSpec.parse({"name": "r", "model": BYTES}))
+    whole = (made / "model.safetensors").read_bytes()
+    files = {"model.safetensors": lambda path: path.write_bytes(whole)}
+    write_checkpoint(made_run, 3, files, {"step": 3})
+    made.rename(made_run.model)
+    return made_run.path
+
+
+@pytest.fixture
+def theirs(folder: Callable[..., Path], tmp_path: Path) -> Path:
+    assert main(["export", str(folder(LLAMA)), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    return tmp_path / "hf"
+
+
+@pytest.fixture
+def gguf(folder: Callable[..., Path], tmp_path: Path) -> Path:
+    out = tmp_path / "model.gguf"
+    arguments = ["export", str(folder(LLAMA, "exported")), str(out), "--to", "gguf"]
+    assert main([*arguments, "--type", "f32"]) == 0
+    return out
+
+
+def without_torch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line where `import torch` fails, as it does where there is none."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from flyweight.cli.main import main\n"
+        f"raise SystemExit(main({list(arguments)!r}))"
+    )
+    whole = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=whole)
+
+
+@pytest.mark.parametrize("kind", ["run", "gguf", "theirs", "folder"])
+def test_text_comes_without_torch_and_is_the_torch_models(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    made = request.getfixturevalue(kind)
+    path = str(made(LLAMA) if kind == "folder" else made)
+    options = ("--max-tokens", "24", "--min-tokens", "24", "--temperature", "0", "--json")
+    done = without_torch("generate", path, PROMPT, *options)
+    assert done.returncode == 0, done.stderr
+    expected = flyweight.load(path, engine="torch").generate(PROMPT, 24, 24)
+    assert json.loads(done.stdout)["text"] == expected
+    assert len(expected) >= 8
+
+
+def test_the_torch_engine_says_what_it_lacks(run: Path) -> None:
+    done = without_torch("generate", str(run), "a", "--engine", "torch")
+    assert done.returncode == 1
+    assert "flyweight[train]" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_engine_is_chosen(folder: Callable[..., Path], run: Path) -> None:
+    path = folder(LLAMA)
+    assert isinstance(flyweight.load(path), NativeModel)
+    assert isinstance(flyweight.load(run), NativeModel)
+    assert isinstance(flyweight.load(f"{run}@3", engine="native"), NativeModel)
+    assert isinstance(flyweight.load(path, engine="torch"), TorchModel)
+    with pytest.raises(FlyweightError, match="engine = trch; did you mean `torch`"):
+        flyweight.load(path, engine="trch")
+    with pytest.raises(FlyweightError, match="threads = 0"):
+        flyweight.load(path, threads=0)
+    with pytest.raises(FlyweightError, match="format = q8_0 is the native engine's"):
+        flyweight.load(path, engine="torch", format="q8_0")
+    with pytest.raises(FlyweightError, match="format = q9_0; did you mean"):
+        flyweight.load(path, format="q9_0")
+
+
+def test_byte_slots_are_left_to_torch(folder: Callable[..., Path]) -> None:
+    slots = {"kind": "slots", "slots": 3, "width": 8, "hidden": 16, "heads": 2}
+    path = folder(LLAMA | {"input": {**slots, "front_depth": 1, "decoder_depth": 1}})
+    assert isinstance(flyweight.load(path), TorchModel)
+    with pytest.raises(FlyweightError, match="--engine native: .*byte slots"):
+        flyweight.load(path, engine="native")
+
+
+def test_formats_and_caches_change_the_memory_and_hardly_the_scores(
+    folder: Callable[..., Path],
+) -> None:
+    path = folder(LLAMA | {"width": 128, "init": {"std": 0.1}})
+    plain = flyweight.load(path, threads=1)
+    small = flyweight.load(path, threads=1, format="q8_0", cache="q8_0")
+    assert isinstance(plain, NativeModel) and isinstance(small, NativeModel)
+    assert small.memory().weights < 0.4 * plain.memory().weights
+    expected = [p for _, p in plain.logprobs(PROMPT)]
+    found = [p for _, p in small.logprobs(PROMPT)]
+    assert found == pytest.approx(expected, abs=0.2) and found != expected
+
+
+def test_a_zoo_name_has_random_weights_and_says_so() -> None:
+    said: list[str] = []
+    model = flyweight.load("minicpm-9m", threads=1, format="q4_0", notice=said.append)
+    assert isinstance(model, NativeModel)
+    assert len(said) >= 1 and "minicpm-9m has random weights" in said[0]
+    text = model.generate("a", 4, 4)
+    assert text == flyweight.load("minicpm-9m", format="q4_0", notice=said.append).generate(
+        "a", 4, 4
+    )
+    with pytest.warns(UserWarning, match="random weights"):
+        flyweight.load("minicpm-9m", threads=1)
+
+
+def test_an_instruction_set_that_is_not_there_is_one_clear_error(run: Path) -> None:
+    done = without_torch("generate", str(run), "a", FLYWEIGHT_ISA="mmx")
+    assert done.returncode == 1
+    assert "FLYWEIGHT_ISA = mmx" in done.stderr and "portable" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = without_torch("generate", str(run), "a", "--max-tokens", "2", FLYWEIGHT_ISA="portable")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_damaged_file_is_one_clear_error(gguf: Path, folder: Callable[..., Path]) -> None:
+    cut = gguf.with_name("cut.gguf")
+    cut.write_bytes(gguf.read_bytes()[:-1000])
+    path = folder(LLAMA)
+    with pytest.raises(FlyweightError, match=r"cut\.gguf.*beyond the end"):
+        flyweight.load(cut)
+    (path / "model.toml").write_text((path / "model.toml").read_text().replace("32", "48", 1))
+    with pytest.raises(FlyweightError, match="does not fit its spec"):
+        flyweight.load(path)
+
+
+def test_importing_the_package_loads_next_to_nothing() -> None:
+    code = (
+        "import sys, flyweight\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'tokenizers', 'safetensors'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "flyweight.load\n"
+        "assert 'torch' not in sys.modules and 'tokenizers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
