@@ -15,7 +15,7 @@ PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 setup: .venv/.ready
 
 # The engine's sources: a change builds it anew.
-ENGINE := CMakeLists.txt $(wildcard csrc/*)
+ENGINE := CMakeLists.txt $(wildcard csrc/*.*)
 
 .venv/.ready: pyproject.toml constraints.txt $(ENGINE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -50,7 +50,14 @@ std::vector<Generation::Piece> Generation::next(int64_t most) {
   for (;;) {
     std::erase_if(active, [&](Stream* stream) { return !goes_on(stream); });
     if (active.empty()) break;
-    step(active);
+    try {
+      step(active);
+    } catch (const Error&) {
+      // What was made before is given first; the next call comes to the error again.
+      const auto made = [](const auto& stream) { return !stream->piece.choices.empty(); };
+      if (std::none_of(streams_.begin(), streams_.end(), made)) throw;
+      break;
+    }
   }
   std::vector<Piece> pieces;
   const std::lock_guard<std::mutex> list(list_);
@@ -89,9 +96,15 @@ void Generation::step(std::vector<Stream*>& active) {
     return std::any_of(active.begin(), active.end(), [](Stream* s) { return s->cancelled.load(); });
   };
   executor_.feed(feeds, sample, cancelled);
+  for (const Stream* stream : active) {
+    if (stream->failure.empty()) continue;
+    const std::string failure = stream->failure;
+    const std::lock_guard<std::mutex> list(list_);
+    streams_.clear();
+    throw Error(failure);
+  }
   for (size_t i = 0; i < active.size(); ++i) {
     Stream& stream = *active[i];
-    if (!stream.failure.empty()) throw Error(stream.failure);
     const int64_t fed = stream.sequence->length() - before[i];
     stream.pending.erase(stream.pending.begin(), stream.pending.begin() + fed);
     if (stream.sampled) finish_step(stream);

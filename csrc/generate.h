@@ -36,7 +36,8 @@ class Generation {
   };
   // Up to `most` more tokens of every stream that goes on, fewer where it ends: a piece for each
   // stream that made tokens or ended. Empty when none goes on. An ended stream is forgotten; its
-  // last token is not fed to its sequence.
+  // last token is not fed to its sequence. Throws Error where the caches have no room for a token
+  // more (the streams stay), or where logits are no numbers (no stream goes on then).
   std::vector<Piece> next(int64_t most);
 
   // Ends a stream before its next token, from any thread. Unknown numbers are no mistake: the

@@ -358,16 +358,23 @@ def test_a_mutated_program_is_refused_or_runs(data: Any, changes: int) -> None:
         assert context >= 30
 
 
+def first_op(program: Program, **changes: Any) -> None:
+    program.ops[0] = dataclasses.replace(program.ops[0], **changes)
+
+
+ADD = Op(Kind.ADD, Rows.TOKENS, (0,), (0,), (), (), (1.0,))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda p: setattr(p, "logits", 99), "logits = 99 is not within"),
-        (lambda p: p.ops.append(Op(Kind.ADD, Rows.TOKENS, (0,), (0,), (), (), (1.0,))), "come last"),
+        (lambda p: p.ops.append(ADD), "come last"),
         (lambda p: setattr(p, "buffers", None), "buffers is None"),
-        (lambda p: p.ops.__setitem__(0, dataclasses.replace(p.ops[0], ints=(0.5, 0))), "ints is"),
-        (lambda p: p.ops.__setitem__(0, dataclasses.replace(p.ops[0], floats=(float("nan"),))), "finite"),
+        (lambda p: first_op(p, ints=(0.5, 0)), "ints is"),
+        (lambda p: first_op(p, floats=(float("nan"),)), "finite"),
     ],
-)  # fmt: skip
+)
 def test_errors_of_programs_say_where(change: Any, message: str) -> None:
     program = copy.deepcopy(MODEL.program)
     change(program)

@@ -22,7 +22,7 @@ class Tiny:
 
     def __init__(self, vocab: int, context: int = 64, frequencies: int = 0) -> None:
         self.program = Program(vocab, context, frequencies=frequencies)
-        self._end = {rows: 0 for rows in Rows}
+        self._end = dict.fromkeys(Rows, 0)
 
     def buffer(self, width: int, rows: Rows = Rows.TOKENS) -> int:
         end = self._end[rows]
