@@ -27,14 +27,14 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flyweight.files.random_weights import RandomSource
-from flyweight.files.to_gguf import export_gguf
-from flyweight.measure.cost import read_bandwidth
-from flyweight.text.gguf_tokens import placeholder
 from machine import header, lines
 
 from flyweight.files.atomic import write_text
+from flyweight.files.random_weights import RandomSource
+from flyweight.files.to_gguf import export_gguf
+from flyweight.measure.cost import read_bandwidth
 from flyweight.spec.model import ModelSpec
+from flyweight.text.gguf_tokens import placeholder
 from flyweight.zoo import catalog
 
 HERE = Path(__file__).resolve().parent

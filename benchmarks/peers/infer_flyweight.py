@@ -10,9 +10,8 @@ from infer_protocol import serve
 
 
 def build(path: str, threads: int) -> tuple[Callable[[list[int], int], tuple[float, float]], str]:
-    from flyweight.text.talk import Sampling
-
     import flyweight
+    from flyweight.text.talk import Sampling
 
     model = flyweight.load(path, threads=threads, engine="native")
 
