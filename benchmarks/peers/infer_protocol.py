@@ -1,0 +1,46 @@
+"""How a contender of cpu_inference.py is driven: JSON lines over its standard streams.
+
+Needs the standard library alone: it runs inside each peer's own environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+Run = Callable[[list[int], int], tuple[float, float]]
+
+
+def serve(build: Callable[[str, int], tuple[Run, str]], path: str, threads: int) -> None:
+    """``build`` loads a model and returns (a run, the version). A run takes a prompt and how many
+    tokens to make, and returns the seconds to the first token and of each one after it."""
+    # What a model's library says goes to standard error: standard output is the answers'.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    before = _resident()
+    start = time.perf_counter()
+    run, version = build(path, threads)
+    run([3, 4, 5, 6, 7, 8, 9, 10], 1)
+    loaded = {"seconds": time.perf_counter() - start, "version": version}
+    print(json.dumps(loaded), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if not request:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps({"peak_mib": peak - before}), file=answers, flush=True)
+            return
+        prefill, decode = run(request["prompt"], request["tokens"])
+        print(json.dumps({"prefill": prefill, "decode": decode}), file=answers, flush=True)
+
+
+def _resident() -> float:
+    """MiB resident now; what was the most so far where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
