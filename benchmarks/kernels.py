@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from flyweight.engine._native import kernels  # type: ignore[import-not-found]
 
 FORMATS = {

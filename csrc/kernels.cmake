@@ -1,6 +1,6 @@
-# The kernels' sources, in FLYWEIGHT_KERNELS. Each instruction set is compiled for itself and chosen at run time (kernels.cpp). The compiler never fuses a
-# product and a sum by itself: where they are fused the code says so, so that every build gives the
-# same numbers.
+# The kernels' sources, in FLYWEIGHT_KERNELS. Each instruction set is compiled for itself and chosen
+# at run time (kernels.cpp). The compiler never fuses a product and a sum by itself: where they are
+# fused the code says so, so that every build gives the same numbers.
 set(kernels_dir ${CMAKE_CURRENT_LIST_DIR})
 set(kernels_options -O3 -ffp-contract=off -Wno-psabi -Wno-unused-function)
 

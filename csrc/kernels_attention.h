@@ -46,32 +46,68 @@ void store(Format format, int64_t head_dim, const float* x, void* out) {
 }
 
 // Numbers [16 v, 16 v + 16) of a cached row, n of them there.
-inline F cached(Format format, int64_t head_dim, const uint8_t* row, int64_t v, int n) {
+template <Format format>
+inline F cached(int64_t head_dim, const uint8_t* row, int64_t v, int n) {
   using L = Lanes;
-  if (format == Format::F32) return load_lanes(reinterpret_cast<const float*>(row) + 16 * v, n);
-  if (format == Format::BF16) {
+  if constexpr (format == Format::F32) {
+    return load_lanes(reinterpret_cast<const float*>(row) + 16 * v, n);
+  } else if constexpr (format == Format::BF16) {
     if (n == 16) return L::bf16(row + 32 * v);
     uint16_t tail[16] = {};
     std::memcpy(tail, row + 32 * v, 2 * n);
     return L::bf16(tail);
+  } else {
+    const int64_t blocks = (head_dim + kBlock - 1) / kBlock;
+    float scale;
+    std::memcpy(&scale, row + blocks * kBlock + 4 * (v / 2), 4);
+    return L::mul(L::signed_bytes(row + 16 * v), L::set(scale));
   }
-  const int64_t blocks = (head_dim + kBlock - 1) / kBlock;
-  float scale;
-  std::memcpy(&scale, row + blocks * kBlock + 4 * (v / 2), 4);
-  return L::mul(L::signed_bytes(row + 16 * v), L::set(scale));
 }
 
 inline int lanes_at(int64_t head_dim, int64_t v) {
   return head_dim - 16 * v < 16 ? static_cast<int>(head_dim - 16 * v) : 16;
 }
 
-// What a stretch of keys adds to one row: scores in, probabilities relative to the new maximum
-// out. Returns the factor for what came before.
-inline float update_row(float* scores, float* max, float* sum) {
+// What a row brings along and keeps.
+struct Row {
+  const float* query;
+  int64_t position, from;
+  float slope;
+  float *max, *sum, *acc;
+
+  bool sees(int64_t begin, int n) const { return from < begin + n && position >= begin; }
+};
+
+// Sums of products in, scores out: scaled, with ALiBi's bias, minus infinity where not seen.
+inline void finish_scores(const Row& row, float scale, bool biased, int64_t begin, int n,
+                          float* scores) {
+  using L = Lanes;
+  alignas(64) static constexpr float kCount[kKeys] = {
+      0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+      16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+  for (int k = 0; k < kKeys; k += 16) {
+    F score = L::mul(L::set(scale), L::load(scores + k));
+    if (biased) {
+      const F first = L::set(static_cast<float>(row.position - begin));
+      const F distance = L::sub(first, L::load(kCount + k));
+      score = L::sub(score, L::mul(L::set(row.slope), distance));
+    }
+    L::store(scores + k, score);
+  }
+  if (n == kKeys && row.from <= begin && row.position >= begin + n - 1) return;
+  for (int k = 0; k < kKeys; ++k) {
+    if (k >= n || begin + k < row.from || begin + k > row.position) {
+      scores[k] = -std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
+// Scores in, probabilities relative to the new maximum out. Returns the factor for what was before.
+[[gnu::noinline]] inline float update_row(const Row& row, float* scores) {
   using L = Lanes;
   const F low = L::load(scores), high = L::load(scores + 16);
-  const float seen = L::largest(L::max(low, high));
-  const float top = seen > *max ? seen : *max;
+  const float seen = L::largest(L::max(low, high)), before = *row.max;
+  const float top = seen > before ? seen : before;
   if (top == -std::numeric_limits<float>::infinity()) {
     for (int k = 0; k < kKeys; ++k) scores[k] = 0.0f;
     return 1.0f;
@@ -80,55 +116,230 @@ inline float update_row(float* scores, float* max, float* sum) {
   const F p_low = exponential(L::sub(low, base)), p_high = exponential(L::sub(high, base));
   L::store(scores, p_low);
   L::store(scores + 16, p_high);
-  float first[16];
-  L::store(first, exponential(L::set(*max - top)));
-  *sum = *sum * first[0] + L::sum(L::add(p_low, p_high));
-  *max = top;
-  return first[0];
+  float factor = 1.0f;
+  if (top != before) {
+    float lanes[16];
+    L::store(lanes, exponential(L::set(before - top)));
+    factor = lanes[0];
+  }
+  *row.sum = *row.sum * factor + L::sum(L::add(p_low, p_high));
+  *row.max = top;
+  return factor;
+}
+
+// One row straight from the cache.
+template <Format format>
+void attend_row(int64_t head_dim, const Row& row, float scale, bool biased,
+                       const uint8_t* key, const uint8_t* value, size_t stride, int64_t begin,
+                       int n) {
+  using L = Lanes;
+  const int64_t vectors = (head_dim + 15) / 16;
+  alignas(64) float scores[kKeys] = {};
+  for (int k = 0; k < n; ++k) {
+    F dot = L::set(0.0f);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int m = lanes_at(head_dim, v);
+      const F number = cached<format>(head_dim, key + k * stride, v, m);
+      dot = L::fma(load_lanes(row.query + 16 * v, m), number, dot);
+    }
+    scores[k] = L::sum(dot);
+  }
+  finish_scores(row, scale, biased, begin, n, scores);
+  const F before = L::set(update_row(row, scores));
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int m = lanes_at(head_dim, v);
+    F total = L::mul(load_lanes(row.acc + 16 * v, m), before);
+    for (int k = 0; k < n; ++k) {
+      const F number = cached<format>(head_dim, value + k * stride, v, m);
+      total = L::fma(L::set(scores[k]), number, total);
+    }
+    store_lanes(row.acc + 16 * v, m, total);
+  }
+}
+
+// Many rows share a stretch of keys: these are turned (a lane a key) and values made float once.
+constexpr int kMostDim = 256;
+constexpr int kFewestShared = 3;  // rows
+
+struct alignas(64) SharedKeys {
+  float keys[kMostDim][kKeys];
+  float values[kKeys][kMostDim];
+
+  template <Format format>
+  void fill(int64_t head_dim, const uint8_t* key, const uint8_t* value,
+            size_t stride, int n) {
+    using L = Lanes;
+    for (int64_t v = 0; v < (head_dim + 15) / 16; ++v) {
+      const int m = lanes_at(head_dim, v);
+      for (int k = 0; k < n; ++k) {
+        L::store(values[k] + 16 * v, cached<format>(head_dim, value + k * stride, v, m));
+      }
+      for (int half = 0; half < kKeys; half += 16) {
+        F block[16];
+        for (int k = 0; k < 16; ++k) {
+          const bool there = half + k < n;
+          block[k] = there ? cached<format>(head_dim, key + (half + k) * stride, v, m) : L::set(0);
+        }
+        L::transpose(block);
+        for (int i = 0; i < 16; ++i) L::store(keys[16 * v + i] + half, block[i]);
+      }
+    }
+  }
+};
+
+// R dot products with all keys, added up in the order of attend_row: a lane's products over the
+// vectors, then lanes l and l + 8, l + 4, l + 2, l + 1.
+template <int R>
+inline void shared_dots(const SharedKeys& shared, int64_t vectors, const float* const* query,
+                        float (*scores)[kKeys]) {
+  using L = Lanes;
+  F part[8][R][2];
+  for (int lane = 0; lane < 8; ++lane) {
+    F near[R][2], far[R][2];
+    for (int r = 0; r < R; ++r) near[r][0] = near[r][1] = far[r][0] = far[r][1] = L::set(0.0f);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const float *a = shared.keys[16 * v + lane], *b = shared.keys[16 * v + lane + 8];
+      for (int r = 0; r < R; ++r) {
+        const F p = L::set(query[r][16 * v + lane]), q = L::set(query[r][16 * v + lane + 8]);
+        near[r][0] = L::fma(p, L::load(a), near[r][0]);
+        near[r][1] = L::fma(p, L::load(a + 16), near[r][1]);
+        far[r][0] = L::fma(q, L::load(b), far[r][0]);
+        far[r][1] = L::fma(q, L::load(b + 16), far[r][1]);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      part[lane][r][0] = L::add(near[r][0], far[r][0]);
+      part[lane][r][1] = L::add(near[r][1], far[r][1]);
+    }
+  }
+  for (int step = 4; step; step /= 2) {
+    for (int lane = 0; lane < step; ++lane) {
+      for (int r = 0; r < R; ++r) {
+        part[lane][r][0] = L::add(part[lane][r][0], part[lane + step][r][0]);
+        part[lane][r][1] = L::add(part[lane][r][1], part[lane + step][r][1]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    L::store(scores[r], part[0][r][0]);
+    L::store(scores[r] + 16, part[0][r][1]);
+  }
+}
+
+template <int R>
+void score_rows(const SharedKeys& shared, int64_t head_dim, const Row* rows,
+                float (*scores)[kKeys]) {
+  const int64_t vectors = (head_dim + 15) / 16;
+  const float* query[R];
+  float padded[R][kMostDim];
+  for (int r = 0; r < R; ++r) {
+    query[r] = rows[r].query;
+    if (head_dim % 16) {
+      std::memcpy(padded[r], query[r], sizeof(float) * head_dim);
+      for (int64_t i = head_dim; i < 16 * vectors; ++i) padded[r][i] = 0.0f;
+      query[r] = padded[r];
+    }
+  }
+  shared_dots<R>(shared, vectors, query, scores);
+}
+
+// acc = acc factor + the sum over keys of probability value, for R rows and V vectors from v on.
+template <int R, int V>
+inline void add_values(const SharedKeys& shared, int64_t head_dim, const Row* rows,
+                       const float* factors, const float (*p)[kKeys], int n, int64_t v) {
+  using L = Lanes;
+  F acc[R][V];
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < V; ++j) {
+      const F old = load_lanes(rows[r].acc + 16 * (v + j), lanes_at(head_dim, v + j));
+      acc[r][j] = L::mul(old, L::set(factors[r]));
+    }
+  }
+  for (int k = 0; k < n; ++k) {
+    F value[V];
+    for (int j = 0; j < V; ++j) value[j] = L::load(shared.values[k] + 16 * (v + j));
+    for (int r = 0; r < R; ++r) {
+      const F probability = L::set(p[r][k]);
+      for (int j = 0; j < V; ++j) acc[r][j] = L::fma(probability, value[j], acc[r][j]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < V; ++j) {
+      store_lanes(rows[r].acc + 16 * (v + j), lanes_at(head_dim, v + j), acc[r][j]);
+    }
+  }
+}
+
+template <int R>
+[[gnu::noinline]] void attend_shared(const SharedKeys& shared, int64_t head_dim, const Row* rows, float scale,
+                   bool biased, int64_t begin, int n) {
+  alignas(64) float scores[R][kKeys];
+  float factors[R];
+  constexpr int kPair = R < 2 ? R : 2;
+  for (int r = 0; r < R; r += kPair) score_rows<kPair>(shared, head_dim, rows + r, scores + r);
+  for (int r = 0; r < R; ++r) {
+    finish_scores(rows[r], scale, biased, begin, n, scores[r]);
+    factors[r] = update_row(rows[r], scores[r]);
+  }
+  constexpr int V = Lanes::kValueVectors;
+  const int64_t vectors = (head_dim + 15) / 16;
+  int64_t v = 0;
+  for (; v + V <= vectors; v += V) {
+    add_values<R, V>(shared, head_dim, rows, factors, scores, n, v);
+  }
+  for (; v < vectors; ++v) add_values<R, 1>(shared, head_dim, rows, factors, scores, n, v);
+}
+
+template <Format format>
+void attend_all(int64_t head_dim, int64_t rows, const float* const* queries, float scale,
+                const float* slopes, const int64_t* position, const int64_t* from,
+                const void* keys, const void* values, size_t stride, int64_t first,
+                int64_t count, float* max, float* sum, float* acc) {
+  const auto* key = static_cast<const uint8_t*>(keys);
+  const auto* value = static_cast<const uint8_t*>(values);
+  constexpr int kAtOnce = 4;
+  for (int64_t done = 0; done < count; done += kKeys) {
+    const int n = count - done < kKeys ? static_cast<int>(count - done) : kKeys;
+    const int64_t begin = first + done;
+    const uint8_t *k = key + done * stride, *v = value + done * stride;
+    const bool share = rows >= kFewestShared && head_dim <= kMostDim;
+    SharedKeys shared;
+    bool filled = false;
+    Row group[kAtOnce];
+    int there = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      const Row row{queries[r], position[r], from[r],           slopes ? slopes[r] : 0.0f,
+                    max + r,    sum + r,     acc + r * head_dim};
+      if (!row.sees(begin, n)) continue;
+      if (!share) {
+        attend_row<format>(head_dim, row, scale, slopes, k, v, stride, begin, n);
+        continue;
+      }
+      if (!filled) shared.fill<format>(head_dim, k, v, stride, n);
+      filled = true;
+      group[there++] = row;
+      if (there == kAtOnce) {
+        attend_shared<kAtOnce>(shared, head_dim, group, scale, slopes, begin, n);
+        there = 0;
+      }
+    }
+    for (int i = 0; i < there; ++i) {
+      attend_shared<1>(shared, head_dim, group + i, scale, slopes, begin, n);
+    }
+  }
 }
 
 void attend(Format format, int64_t head_dim, int64_t rows, const float* const* queries, float scale,
             const float* slopes, const int64_t* position, const int64_t* from, const void* keys,
             const void* values, size_t stride, int64_t first, int64_t count, float* max,
             float* sum, float* acc) {
-  using L = Lanes;
-  const auto* key = static_cast<const uint8_t*>(keys);
-  const auto* value = static_cast<const uint8_t*>(values);
-  const int64_t vectors = (head_dim + 15) / 16;
-  for (int64_t done = 0; done < count; done += kKeys) {
-    const int n = count - done < kKeys ? static_cast<int>(count - done) : kKeys;
-    const int64_t begin = first + done;
-    for (int64_t r = 0; r < rows; ++r) {
-      if (position[r] < begin || from[r] >= begin + n) continue;
-      alignas(64) float scores[kKeys];
-      for (int k = 0; k < kKeys; ++k) {
-        const int64_t at = begin + k;
-        if (k >= n || at < from[r] || at > position[r]) {
-          scores[k] = -std::numeric_limits<float>::infinity();
-          continue;
-        }
-        F dot = L::set(0.0f);
-        for (int64_t v = 0; v < vectors; ++v) {
-          const int m = lanes_at(head_dim, v);
-          dot = L::fma(load_lanes(queries[r] + 16 * v, m),
-                       cached(format, head_dim, key + (done + k) * stride, v, m), dot);
-        }
-        scores[k] = scale * L::sum(dot);
-        if (slopes) scores[k] -= slopes[r] * static_cast<float>(position[r] - at);
-      }
-      const F before = L::set(update_row(scores, &max[r], &sum[r]));
-      for (int64_t v = 0; v < vectors; ++v) {
-        const int m = lanes_at(head_dim, v);
-        float* out = acc + r * head_dim + 16 * v;
-        F total = L::mul(load_lanes(out, m), before);
-        for (int k = 0; k < n; ++k) {
-          const F row = cached(format, head_dim, value + (done + k) * stride, v, m);
-          total = L::fma(L::set(scores[k]), row, total);
-        }
-        store_lanes(out, m, total);
-      }
-    }
-  }
+  const auto run = [&]<Format f>() {
+    attend_all<f>(head_dim, rows, queries, scale, slopes, position, from, keys, values, stride,
+                  first, count, max, sum, acc);
+  };
+  if (format == Format::F32) run.template operator()<Format::F32>();
+  else if (format == Format::BF16) run.template operator()<Format::BF16>();
+  else run.template operator()<Format::Q8_0>();
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ struct Lanes {
 #endif
   static constexpr int kTokens = 4, kPanels = 1;
   static constexpr int kFloatTokens = 6, kFloatPanels = 1;
+  static constexpr int kValueVectors = 1;
 
   static F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
   static void store(float* p, F v) {
@@ -169,6 +170,15 @@ struct Lanes {
     const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+  }
+  // 16 rows of 16 become columns.
+  static void transpose(F (&m)[16]) {
+    float a[16][16], b[16][16];
+    for (int i = 0; i < 16; ++i) store(a[i], m[i]);
+    for (int i = 0; i < 16; ++i) {
+      for (int j = 0; j < 16; ++j) b[i][j] = a[j][i];
+    }
+    for (int i = 0; i < 16; ++i) m[i] = load(b[i]);
   }
   static float largest(F v) {
     const __m256 a = _mm256_max_ps(v.low, v.high);

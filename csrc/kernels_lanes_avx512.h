@@ -23,6 +23,7 @@ struct Lanes {
   static constexpr bool kPairsBf16 = true;
   static constexpr int kTokens = 6, kPanels = 2;
   static constexpr int kFloatTokens = 12, kFloatPanels = 2;
+  static constexpr int kValueVectors = 4;
 
   static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
 
@@ -106,6 +107,38 @@ struct Lanes {
     const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+  }
+  // 16 rows of 16 become columns.
+  static void transpose(F (&m)[16]) {
+    F a[16], b[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      a[2 * i] = _mm512_unpacklo_ps(m[2 * i], m[2 * i + 1]);
+      a[2 * i + 1] = _mm512_unpackhi_ps(m[2 * i], m[2 * i + 1]);
+    }
+    // b[4 i + c]: in each quarter q the column 4 q + c of rows 4 i to 4 i + 3.
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      const auto pair = [](F x, F y, bool high) {
+        const __m512d p = _mm512_castps_pd(x), q = _mm512_castps_pd(y);
+        return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(p, q) : _mm512_unpacklo_pd(p, q));
+      };
+      b[i] = pair(a[i], a[i + 2], false);
+      b[i + 1] = pair(a[i], a[i + 2], true);
+      b[i + 2] = pair(a[i + 1], a[i + 3], false);
+      b[i + 3] = pair(a[i + 1], a[i + 3], true);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const F low01 = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x44);
+      const F high01 = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xee);
+      const F low23 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x44);
+      const F high23 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xee);
+      m[c] = _mm512_shuffle_f32x4(low01, low23, 0x88);
+      m[4 + c] = _mm512_shuffle_f32x4(low01, low23, 0xdd);
+      m[8 + c] = _mm512_shuffle_f32x4(high01, high23, 0x88);
+      m[12 + c] = _mm512_shuffle_f32x4(high01, high23, 0xdd);
+    }
   }
   static float largest(F v) { return _mm512_reduce_max_ps(v); }
   static int32_t isum(I v) { return _mm512_reduce_add_epi32(v); }

@@ -24,6 +24,7 @@ struct Lanes {
   static constexpr bool kPairsBf16 = false;   // BF16's inputs are bf16 as well
   static constexpr int kTokens = 2, kPanels = 1;            // the tile of integer products
   static constexpr int kFloatTokens = 2, kFloatPanels = 1;  // and of float ones
+  static constexpr int kValueVectors = 1;
 
   template <class V>
   static V read(const void* p) {
@@ -127,6 +128,15 @@ struct Lanes {
       for (int i = 0; i < half; ++i) a[i] += a[i + half];
     }
     return a[0];
+  }
+  // 16 rows of 16 become columns.
+  static void transpose(F (&m)[16]) {
+    float a[16][16], b[16][16];
+    for (int i = 0; i < 16; ++i) store(a[i], m[i]);
+    for (int i = 0; i < 16; ++i) {
+      for (int j = 0; j < 16; ++j) b[i][j] = a[j][i];
+    }
+    for (int i = 0; i < 16; ++i) m[i] = load(b[i]);
   }
   static float largest(F v) {
     float a[16];

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kTile = 16;          // tokens of a tile
 constexpr int kTileTokens = 256;   // tokens that are brought together at once
-constexpr int kFewestTiled = 8;    // tokens, below which tiles would be mostly empty
+constexpr int kFewestTiled = 32;   // tokens, below which bringing them together costs more
 constexpr int kTilePanels = 2;
 
 // Tiles 0-3 are sums (16 x 64 bytes), 4 and 6 inputs (16 x depth), 5 and 7 weights.
