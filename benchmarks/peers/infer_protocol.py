@@ -21,7 +21,7 @@ def serve(build: Callable[[str, int], tuple[Run, str]], path: str, threads: int)
     # What a model's library says goes to standard error: standard output is the answers'.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    before = _resident()
+    before = _resident("VmRSS")
     start = time.perf_counter()
     run, version = build(path, threads)
     run([3, 4, 5, 6, 7, 8, 9, 10], 1)
@@ -30,17 +30,21 @@ def serve(build: Callable[[str, int], tuple[Run, str]], path: str, threads: int)
     for line in sys.stdin:
         request = json.loads(line)
         if not request:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(json.dumps({"peak_mib": peak - before}), file=answers, flush=True)
+            # Not getrusage's: that keeps the most of the process that started this one.
+            peak = _resident("VmHWM") - before
+            print(json.dumps({"peak_mib": peak}), file=answers, flush=True)
             return
         prefill, decode = run(request["prompt"], request["tokens"])
         print(json.dumps({"prefill": prefill, "decode": decode}), file=answers, flush=True)
 
 
-def _resident() -> float:
-    """MiB resident now; what was the most so far where the system does not tell."""
+def _resident(what: str) -> float:
+    """MiB resident now ("VmRSS") or at most since the last reset ("VmHWM").
+
+    Where the system does not tell: the most of the process so far.
+    """
     try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except OSError:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(what)) / 1024
+    except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
