@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from flyweight.engine._native import kernels  # type: ignore[import-not-found]
 
 FORMATS = {
