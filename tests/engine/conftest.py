@@ -97,7 +97,7 @@ def magnitudes(kernels: ModuleType, format_: int, rows: Array) -> Array:
     values = dequantise(kernels, format_, rows).astype(np.float64)
     if format_ not in CODES:
         return np.abs(values)
-    size, width = kernels.block_size(format_), kernels.block_bytes(format_)
+    width = kernels.block_bytes(format_)
     blocks = rows.reshape(rows.shape[0], -1, width).copy()
     blocks[:, :, CODES[format_] :] = 0
     low = dequantise(kernels, format_, blocks.reshape(rows.shape)).astype(np.float64)

@@ -37,7 +37,9 @@ def test_rms_norm(
 
 
 @some
-@given(n=st.integers(1, 200), scale=st.sampled_from([1e-20, 1.0, 1e3]), mean=st.booleans(), seed=SEED)
+@given(
+    n=st.integers(1, 200), scale=st.sampled_from([1e-20, 1.0, 1e3]), mean=st.booleans(), seed=SEED
+)
 def test_layer_norm(
     kernels: ModuleType, isa: str, n: int, scale: float, mean: bool, seed: int
 ) -> None:
@@ -82,7 +84,9 @@ def test_activations(kernels: ModuleType, isa: str, kind: int) -> None:
     with np.errstate(over="ignore"):
         expected = ACTIVATIONS[kind](x.astype(np.float64))
     # Below -5 the float64 formula itself loses what is relative to the result.
-    close = np.abs(y - expected) <= 6e-7 * np.abs(expected) + 4e-8 * np.minimum(np.abs(x), 1) + 1e-37
+    close = (
+        np.abs(y - expected) <= 6e-7 * np.abs(expected) + 4e-8 * np.minimum(np.abs(x), 1) + 1e-37
+    )
     assert close.all(), (x[~close][:5], y[~close][:5], expected[~close][:5])
     for n in (1, 15, 16, 17, 33):
         np.testing.assert_array_equal(np.asarray(kernels.activate(isa, kind, x[:n])), y[:n])
@@ -91,9 +95,7 @@ def test_activations(kernels: ModuleType, isa: str, kind: int) -> None:
 
 @some
 @given(n=st.integers(1, 100), scale=SCALE, seed=SEED)
-def test_sums_and_products(
-    kernels: ModuleType, isa: str, n: int, scale: float, seed: int
-) -> None:
+def test_sums_and_products(kernels: ModuleType, isa: str, n: int, scale: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, y = numbers(rng, n, scale=scale), numbers(rng, n)
     np.testing.assert_array_equal(np.asarray(kernels.multiply(isa, x, y)), x * y)
@@ -104,9 +106,7 @@ def test_sums_and_products(
 
 @some
 @given(pairs=st.integers(1, 70), interleaved=st.booleans(), seed=SEED)
-def test_rotate(
-    kernels: ModuleType, isa: str, pairs: int, interleaved: bool, seed: int
-) -> None:
+def test_rotate(kernels: ModuleType, isa: str, pairs: int, interleaved: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     angle = rng.uniform(-10, 10, pairs)
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
