@@ -204,3 +204,31 @@ def test_importing_the_package_loads_next_to_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_bench_tells_speeds_memory_and_the_limit(folder: Callable[..., Path]) -> None:
+    path = str(folder(LLAMA))
+    options = ("--prompt", "8,32", "--threads", "1,2", "--tokens", "4", "--rounds", "1")
+    done = without_torch("bench", path, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [run["threads"] for run in found["runs"]] == [1, 2]
+    for run in found["runs"]:
+        assert run["engine"] == "native" and run["isa"] and run["bandwidth"] > 0
+        assert run["memory"]["weights"] > 0 and run["memory"]["cache"] > 0
+        assert [speed["prompt"] for speed in run["speeds"]] == [8, 32]
+        for speed in run["speeds"]:
+            seconds, size = speed["first_token_seconds"], speed["read_bytes_per_token"]
+            assert speed["prefill_per_second"] == pytest.approx(speed["prompt"] / seconds)
+            limit = size * speed["decode_per_second"] / run["bandwidth"]
+            assert speed["share_of_bandwidth"] == pytest.approx(limit)
+    shown = without_torch("bench", path, *options)
+    assert shown.returncode == 0 and "of the limit" in shown.stdout
+    for wrong, said in (
+        (("--prompt", "8,8"), "different numbers"),
+        (("--prompt", "200"), "longer than the context of 128"),
+        (("--tokens", "1"), "tokens = 1"),
+    ):
+        refused = without_torch("bench", path, "--threads", "1", *wrong)
+        assert refused.returncode == 1 and said in refused.stderr
+        assert "Traceback" not in refused.stderr
