@@ -58,11 +58,13 @@ class Matrix:
         self.rows = 16 * max(1, round(megabytes * 2**20 / panel))
         width = COLS // kernels.block_size(self.format) * kernels.block_bytes(self.format)
         rng = np.random.default_rng(0)
-        some = np.zeros((64, width), np.uint8)
         if name in ("f32", "f16", "bf16"):
-            some[:] = rng.integers(0, 16, some.shape, dtype=np.uint8)
+            numbers = rng.standard_normal((64, COLS)).astype(np.float16 if name == "f16" else "f4")
+            words = numbers.view(np.uint8).reshape(64, COLS, -1)
+            some = np.ascontiguousarray(words[:, :, -(width // COLS) :]).reshape(64, width)
         else:
-            some[:] = rng.integers(0, 120, some.shape, dtype=np.uint8)
+            # Bytes whose pairs are ordinary float16 numbers: scales wherever they lie.
+            some = rng.integers(4, 120, (64, width), dtype=np.uint8)
         data = np.tile(some, (self.rows // 64 + 1, 1))[: self.rows]
         self.panels = kernels.pack(isa, self.format, self.rows, COLS, data.reshape(-1))
         self.bytes = np.asarray(self.panels).size

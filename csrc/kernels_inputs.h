@@ -34,8 +34,10 @@ size_t input_bytes(Format format, int64_t cols) {
   const Layout l = layout(format);
   const size_t n = static_cast<size_t>(cols);
   if (l.bits) return round_up(n + n / kBlock * 4 * (1 + l.parts()), 64);
-  if (format == Format::BF16) return round_up(round_up(n, 2) * (Lanes::kPairsBf16 ? 2 : 4), 64);
-  return round_up(n * 4, 64);
+  // A line more: rows a multiple of 4 KiB apart would share the same few places in the cache.
+  const size_t pair = Lanes::kPairsBf16 ? 4 : 8;
+  if (format == Format::BF16) return round_up((n + 1) / 2 * pair, 64) + 64;
+  return round_up(n * 4, 64) + 64;
 }
 
 void prepare_blocks(const Layout& l, int64_t cols, const float* x, uint8_t* out) {
