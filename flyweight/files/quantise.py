@@ -44,8 +44,10 @@ def _half(values: Floats) -> Bytes:
 
 
 def _inverse(values: Floats) -> Floats:
+    # A scale so small that its inverse is infinite makes zeros, too.
     with np.errstate(divide="ignore"):
-        return np.where(values == 0, np.float32(0), np.float32(1) / values)
+        inverse = np.float32(1) / values
+    return np.where(np.isfinite(inverse), inverse, np.float32(0))
 
 
 def _f32(blocks: Floats) -> Bytes:

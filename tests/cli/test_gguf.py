@@ -69,7 +69,9 @@ def test_mistakes(finished: Callable[[str], Path], command: Command, tmp_path: P
     (tmp_path / "there.gguf").write_text("mine")
     command("export", run, "there.gguf", "--to", "gguf").failed("there.gguf exists already")
     assert (tmp_path / "there.gguf").read_text() == "mine"
-    command("export", run, "o.gguf", "--to", "gguf", "--type", "q4").failed("--type q4", "q4_0")
+    command("export", run, "o.gguf", "--to", "gguf", "--type", "q4").failed(
+        "--type q4;", "did you mean `q4_1`?"
+    )
     command("export", run, "o", "--type", "q4_0").failed("--type and --expand belong to --to gguf")
     command("export", run, "o", "--expand").failed("--type and --expand belong to --to gguf")
     command("export", "mobilellm", "o.gguf", "--to", "gguf").failed("no model at mobilellm")

@@ -42,7 +42,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
         (["model.use=3"], ["model.use = 3"]),
         (
             ["model.encoder.depth=2", "model.position.kind=relative"],
-            ["model.encoder", "pairs of source and answer", "leave model.encoder out"],
+            ["ngrams does not apply to an encoder-decoder"],
         ),
         (["text.tokenizer=bpe"], ["text.tokenizer", '"bpe" needs the size', "size = 4096"]),
         (["text.tokenizer.size=9"], ["size"]),
@@ -316,3 +316,11 @@ def test_a_name_that_is_not_text(program: Any) -> None:
     ):
         done = program(*arguments)
         assert done.code in (0, 1) and "Traceback" not in done.err, (arguments, done.err)
+
+
+def test_an_encoder_decoder_is_no_model_of_text(program: Any, command: Any) -> None:
+    written = 'model.use = "flan-t5-small"\ndata.train = ["texts"]\ntrain.steps = 1\n'
+    (program.folder / "t5.toml").write_text(written)
+    said = ("model.encoder", "pairs of source and answer", "leave model.encoder out")
+    command("train", "t5.toml", "--out", "run").failed(*said)
+    assert not (program.folder / "run").exists()

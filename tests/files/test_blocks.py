@@ -52,7 +52,8 @@ def numbers(form: Format) -> st.SearchStrategy[np.ndarray]:
     columns = 32 if form.block == 1 else form.block
     shape = st.tuples(st.integers(1, 3), st.sampled_from([columns, 2 * columns]))
     usual = st.floats(-100, 100, width=32)
-    tiny = st.floats(-(2.0**-100), 2.0**-100, width=32)
+    # Below, a scale's inverse overflows, and ggml's own result is not defined.
+    tiny = st.floats(2.0**-100, 2.0**-90, width=32).map(lambda x: x - 2.0**-95)
     return st.one_of(
         arrays.arrays(np.float32, shape, elements=st.one_of(usual, st.just(0.0), tiny)),
         st.tuples(shape, st.integers(0, 2**32 - 1)).map(

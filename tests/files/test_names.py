@@ -82,7 +82,7 @@ def test_theirs_made_of_ours_make_ours_again(
     """Any shapes and sharing, every choice of every option: not a bit is lost either way."""
     torch = pytest.importorskip("torch")
     from flyweight.files.published import Published
-    from flyweight.files.tensors import kind_of
+    from flyweight.files.tensors import bits_of, kind_of
     from flyweight.zoo import shapes
 
     sharing: dict[str, Any] = {"feedforward": share}
@@ -120,6 +120,9 @@ def test_theirs_made_of_ours_make_ours_again(
                 @property
                 def kinds(self) -> dict[str, Any]:
                     return {name: kind_of(tensor) for name, tensor in self.items()}
+
+                def bits(self, name: str) -> Any:
+                    return bits_of(self[name])
 
             back = Published(__file__, spec, found, Source(theirs), options)  # type: ignore[arg-type]
             assert back.kinds.keys() == ours.keys()
