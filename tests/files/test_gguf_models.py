@@ -356,5 +356,6 @@ def test_the_chat_template_goes_along(tmp_path: Path) -> None:
 
 def test_every_kind_of_conftest_is_accounted_for() -> None:
     assert set(KINDS) - set(ORDINARY) == {
-        *("mistral", "qwen2-window", "dynamic-rope", "gpt2-exact", "codegen")
+        *("mistral", "qwen2-window", "dynamic-rope", "gpt2-exact"),
+        *("codegen", "codegen-exact"),
     }
