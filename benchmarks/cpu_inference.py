@@ -12,7 +12,8 @@ above what it was before the model was loaded; `first` the time from nothing to 
 a prompt of eight.
 
 llama.cpp comes as the package llama-cpp-python, built from source (minutes) into an environment of
-its own below ~/.cache/flyweight-bench, or is taken from --llama.
+its own below ~/.cache/flyweight-bench, or is taken from --llama. Where the processor has AMX it is
+built without, for its AMX kernels crash.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from machine import header, lines
+from own_python import CACHE, own_python, say
 
 from flyweight.files.atomic import write_text
 from flyweight.files.random_weights import RandomSource
@@ -39,8 +40,8 @@ from flyweight.zoo import catalog
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results/cpu_inference.json"
-CACHE = Path.home() / ".cache/flyweight-bench"
-LLAMA = ["llama-cpp-python==0.3.36", "numpy"]
+# Not from pip's cache, which does not know with what options a wheel was built.
+LLAMA = ["--no-cache-dir", "llama-cpp-python==0.3.36", "numpy"]
 OURS, PEER = "flyweight", "llama.cpp"
 PROMPT, TOKENS = 512, 64
 
@@ -150,18 +151,24 @@ def main() -> None:
 
 
 def environment() -> str:
-    """The interpreter that has llama.cpp, set up on the first call."""
-    place = CACHE / "llama-cpp"
-    python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    ready = place / ".ready"
-    if ready.is_file() and ready.read_text() == json.dumps(LLAMA):
-        return str(python)
-    say(f"building llama.cpp into {place}, which takes minutes")
-    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", *LLAMA]
-    subprocess.run(pip, check=True, stdout=sys.stderr)
-    ready.write_text(json.dumps(LLAMA))
-    return str(python)
+    """The interpreter that has llama.cpp, built on the first call."""
+    return own_python("llama-cpp", [LLAMA], {"CMAKE_ARGS": without_amx()})
+
+
+def without_amx() -> str:
+    """llama.cpp's build options where the processor has AMX: all of its other sets.
+
+    Version 0.3.36's AMX kernels end in a segmentation fault at the first prompt.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    except OSError:
+        return ""
+    if "amx_int8" not in flags:
+        return ""
+    sets = ("AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16")
+    sets = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C", *sets)
+    return " ".join(["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for name in sets)])
 
 
 def made(case: Case, folder: Path, expand: bool) -> Path:
@@ -262,10 +269,6 @@ def table(results: dict[str, Any]) -> list[str]:
         for contender, row in found["rows"].items()
     }
     return [*out, "", ", ".join(sorted(versions))]
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

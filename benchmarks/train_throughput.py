@@ -21,12 +21,12 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import header, lines
+from own_python import own_python, say
 
 from flyweight.files.atomic import write_text
 
@@ -36,7 +36,6 @@ sys.path.insert(0, str(HERE / "peers"))
 from protocol import Shape, matrix_peak  # noqa: E402
 
 RESULTS = HERE / "results/train_throughput.json"
-CACHE = Path(os.environ.get("FLYWEIGHT_BENCH_CACHE") or Path.home() / ".cache/flyweight-bench")
 OURS = "flyweight"
 GOAL = 1.3
 SHAPES = {
@@ -96,23 +95,11 @@ def main() -> None:
 
 def environment(name: str) -> str:
     """The peer's own interpreter, set up on the first call."""
-    place = CACHE / name
-    python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     # torch first and pinned, so that no resolver draws in another build of it.
-    index = os.environ.get("TORCH_INDEX_URL")
     torch_only = [f"torch=={torch.__version__.split('+')[0]}", "numpy"]
-    wanted = json.dumps([*torch_only, *PEERS[name]])
-    ready = place / ".ready"
-    if ready.is_file() and ready.read_text() == wanted:
-        return str(python)
-    say(f"setting up {name} in {place}")
-    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet"]
-    extra = ["--index-url", index] if index else []
-    subprocess.run([*pip, *extra, *torch_only], check=True, stdout=sys.stderr)
-    subprocess.run([*pip, *torch_only[:1], *PEERS[name]], check=True, stdout=sys.stderr)
-    ready.write_text(wanted)
-    return str(python)
+    index = os.environ.get("TORCH_INDEX_URL")
+    first = [*(["--index-url", index] if index else []), *torch_only]
+    return own_python(name, [first, [*torch_only[:1], *PEERS[name]]])
 
 
 def measure(
@@ -258,10 +245,6 @@ def table(results: dict[str, Any]) -> list[str]:
         versions = {k: v for t in found["tried"] for k, v in t.get("versions", {}).items()}
         out.append("  " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     return out
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

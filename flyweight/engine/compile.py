@@ -8,9 +8,9 @@ from __future__ import annotations
 from flyweight.engine import patches
 from flyweight.engine.emit import Emitter, Tensors
 from flyweight.engine.plan import plan
-from flyweight.engine.positions import alibi_slopes
 from flyweight.engine.program import Index, Kind, Program, Rows
 from flyweight.spec.errors import FlyweightError
+from flyweight.spec.frequencies import alibi_slopes
 from flyweight.spec.model import ModelSpec, Norm, PatchInput
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flyweight.files.blocks import Floats
+from flyweight.files.ordinary import expand, ours_alone
 from flyweight.spec.model import ModelSpec, Scale
 from flyweight.spec.position import DynamicScaling, LinearScaling, Llama3Scaling, LongRope
 
@@ -50,10 +51,7 @@ def target(spec: ModelSpec, family: str = "") -> Target | list[str]:
     never = list(_in_none(spec))
     if never:
         return never
-    values = spec.values()
-    values["depth"] = spec.uses
-    values.pop("share", None)
-    expanded = ModelSpec.parse(values)
+    expanded = expand(spec)
     tried = {name: list(a.refusals(expanded)) for name, a in ARCHITECTURES.items()}
     fitting = [name for name, reasons in tried.items() if not reasons]
     if not fitting:
@@ -93,16 +91,7 @@ def row_order(spec: ModelSpec, architecture: Architecture, part: str) -> NDArray
 
 
 def _in_none(spec: ModelSpec) -> Iterator[str]:
-    if spec.input.kind != "tokens":
-        yield f"input.kind = '{spec.input.kind}'"
-    if spec.ngrams is not None:
-        yield "ngrams"
-    if spec.matches is not None:
-        yield "matches"
-    if spec.share.lora_rank:
-        yield "share.lora_rank"
-    if not spec.norm.gain:
-        yield "norm.gain = false"
+    yield from ours_alone(spec)
     if spec.branches != "sequential":
         yield f"branches = '{spec.branches}'"
     if spec.logit_bias:

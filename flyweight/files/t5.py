@@ -8,12 +8,10 @@ whether to scale under a name of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flyweight.files.config_keys import Keys
 from flyweight.spec.model import ModelSpec, Scale
-
-if TYPE_CHECKING:
-    from flyweight.files.config_json import _Config
 
 # feed_forward_proj: our name, and that of the activation; "gated-gelu" is GELU's tanh form.
 _FEED_FORWARDS = {
@@ -28,7 +26,7 @@ _PROJECTIONS = {ours: theirs for theirs, (ours, _) in _FEED_FORWARDS.items()}
 _STARTS = ("decoder_start_token_id", "pad_token_id")
 
 
-def read(config: _Config) -> dict[str, Any]:
+def read(config: Keys) -> dict[str, Any]:
     """The spec's tables. Whether the head is tied is for the weights to say."""
     config.only("is_encoder_decoder", True)
     config.only("is_decoder", False)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from flyweight.files import t5
 from flyweight.files.config_json import SHARE
+from flyweight.files.ordinary import expand, ours_alone
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.position import DynamicScaling, LinearScaling, Llama3Scaling, LongRope
@@ -34,7 +35,7 @@ def target(spec: ModelSpec, family: str = "") -> Target:
     never = list(_in_no_class(spec))
     if never:
         raise FlyweightError(_refusal(never))
-    expanded = _expanded(spec)
+    expanded = expand(spec)
     folded = expanded.scale != type(expanded.scale)() and not t5.scales_its_head(expanded)
     if folded:
         values = expanded.values()
@@ -70,29 +71,12 @@ def _refusal(reasons: list[str]) -> str:
 
 
 def _in_no_class(spec: ModelSpec) -> Iterator[str]:
-    if spec.input.kind != "tokens":
-        yield f"input.kind = '{spec.input.kind}'"
-    if spec.ngrams is not None:
-        yield "ngrams"
-    if spec.matches is not None:
-        yield "matches"
-    if spec.share.lora_rank:
-        yield "share.lora_rank"
-    if not spec.norm.gain:
-        yield "norm.gain = false"
+    yield from ours_alone(spec)
     if spec.encoder is None and spec.attention.scale != "1/sqrt(d)":
         yield f"attention.scale = '{spec.attention.scale}'"
     relative = spec.position.kind == "relative" and spec.encoder is None
     if spec.position.kind in ("alibi", "none") or relative:
         yield f"position.kind = '{spec.position.kind}'"
-
-
-def _expanded(spec: ModelSpec) -> ModelSpec:
-    """The same model with a body for every use."""
-    values = spec.values()
-    values["depth"] = spec.uses
-    values.pop("share", None)
-    return ModelSpec.parse(values)
 
 
 def _sequential(spec: ModelSpec) -> Iterator[str]:

@@ -14,13 +14,13 @@ from flyweight.model.attention_gradient import attention
 from flyweight.model.cache import Memory, Slot
 from flyweight.model.layers import Linear, Norm
 from flyweight.model.positions import (
-    alibi_divisor,
     alibi_slopes,
     relative_buckets,
     rope_frequencies,
     rope_tables,
     rotate,
 )
+from flyweight.spec.frequencies import alibi_divisor
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.model import Norm as NormSpec
 

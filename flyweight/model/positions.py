@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-from math import log, pi
+from math import log
 
 import torch
 from torch import Tensor
 
-from flyweight.spec.position import (
-    DynamicScaling,
-    LinearScaling,
-    Llama3Scaling,
-    LongRope,
-    Position,
-)
+from flyweight.spec import frequencies as spec_frequencies
+from flyweight.spec.position import Position
 
 
 def rope_frequencies(position: Position, rotary_dim: int, length: int = 0) -> Tensor:
-    """Angular frequencies theta^(-2i/d) for i < d/2 (arXiv:2104.09864, eq. 15). Shape (d/2,).
-
-    Scaled as ``position.scaling`` says for a sequence of ``length`` positions.
-    """
-    theta, scaling = position.theta, position.scaling
-    exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device="cpu") / rotary_dim
-    if isinstance(scaling, DynamicScaling) and length > scaling.original:
-        stretch = scaling.factor * length / scaling.original - scaling.factor + 1
-        theta *= stretch ** (rotary_dim / (rotary_dim - 2))
-    frequencies = theta**-exponent
-    if isinstance(scaling, LinearScaling) and scaling.factor is not None:
-        frequencies /= scaling.factor
-    elif isinstance(scaling, LongRope):
-        factors = scaling.long if length > scaling.original else scaling.short
-        if factors is not None:
-            frequencies /= torch.tensor(factors, dtype=torch.float64, device="cpu")
-    elif isinstance(scaling, Llama3Scaling):
-        turns = scaling.original * frequencies / (2 * pi)
-        kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
-        frequencies *= kept + (1 - kept) / scaling.factor
-    return frequencies.float()
+    """``spec.frequencies.rope_frequencies`` as a tensor, on the CPU. Shape (d/2,)."""
+    return torch.from_numpy(spec_frequencies.rope_frequencies(position, rotary_dim, length))
 
 
 def rope_tables(frequencies: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,24 +58,6 @@ def relative_buckets(position: Position, distance: Tensor, both_ways: bool) -> T
     return ahead + torch.where(steps < exact, steps, far)
 
 
-def alibi_divisor(position: Position, length: int) -> float:
-    """What the slopes are divided by for a sequence of ``length`` positions (arXiv:2310.13017)."""
-    scaling = position.scaling
-    if not isinstance(scaling, LinearScaling):
-        return 1.0
-    if scaling.original is None:
-        return scaling.factor or 1.0
-    return max(1.0, length / scaling.original)
-
-
 def alibi_slopes(heads: int) -> Tensor:
-    """One slope per head (arXiv:2108.12409, section 3). Shape (heads,), float32.
-
-    For n a power of two: r, r², ... with r = 2^(-8/n). Otherwise those of the next lower power
-    of two, then every second slope of twice that power.
-    """
-    power = 1 << (heads.bit_length() - 1)
-    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
-    if power < heads:
-        slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
-    return torch.tensor(slopes, dtype=torch.float32)
+    """``spec.frequencies.alibi_slopes`` as a tensor, on the CPU. Shape (heads,)."""
+    return torch.from_numpy(spec_frequencies.alibi_slopes(heads))

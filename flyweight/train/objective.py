@@ -74,7 +74,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         # Handed on, not copied: a second backward pass has nothing to start from.
         del ctx.gradients
         if grad != 1:
-            grad_h.mul_(grad), grad_w.mul_(grad)
+            grad_h.mul_(grad)
+            grad_w.mul_(grad)
         return grad_h, grad_w, None, None, None
 
 

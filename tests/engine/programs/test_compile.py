@@ -15,18 +15,13 @@ torch = pytest.importorskip("torch")
 from flyweight.engine.compile import compile_model, uncovered  # noqa: E402
 from flyweight.engine.plan import arena, plan  # noqa: E402
 from flyweight.engine.positions import (  # noqa: E402
-    alibi_divisor,
-    alibi_slopes,
     reading,
-    rope_frequencies,
 )
 from flyweight.engine.program import Buffer, Kind, Op, Program, Rows  # noqa: E402
 from flyweight.files.weights import StoredTensor  # noqa: E402
-from flyweight.model import positions as oracle  # noqa: E402
 from flyweight.model.decoder import Decoder  # noqa: E402
 from flyweight.spec.errors import CorruptFileError, FlyweightError  # noqa: E402
 from flyweight.spec.model import ModelSpec  # noqa: E402
-from flyweight.spec.position import Position  # noqa: E402
 from flyweight.zoo import catalog, shapes  # noqa: E402
 
 from .interpreter import Interpreter  # noqa: E402
@@ -146,45 +141,6 @@ def test_what_is_missing_or_misshapen_is_named(make: Any, tensors_of: TensorsOf)
 def test_what_the_engine_does_not_run_is_refused(name: str, said: str) -> None:
     with pytest.raises(FlyweightError, match=f"{said}.*--engine torch"):
         compile_model(catalog.get(name).spec, {})
-
-
-# Positions
-
-
-@given(
-    st.sampled_from(catalog.names()),
-    st.sampled_from(
-        [
-            None,
-            {"kind": "linear", "factor": 3.0},
-            {"kind": "dynamic", "factor": 4.0, "original": 512},
-            {"kind": "llama3", "factor": 8.0, "original": 512},
-            {"kind": "longrope", "original": 512},
-        ]
-    ),
-    st.integers(0, 1 << 18),
-)
-def test_frequencies_are_the_models_to_the_bit(name: str, scaling: Any, length: int) -> None:
-    spec = catalog.get(name).spec
-    if spec.position.kind != "rope":
-        slopes = oracle.alibi_slopes(spec.attention.heads).numpy()
-        assert np.array_equal(alibi_slopes(spec.attention.heads), slopes)
-        return
-    values = {**spec.position.values(), **({"scaling": scaling} if scaling else {})}
-    position, rotary = Position.parse(values), spec.rotary_dim
-    ours = rope_frequencies(position, rotary, length)
-    theirs = oracle.rope_frequencies(position, rotary, length).numpy()
-    assert ours.dtype == np.float32
-    # The last bit of a double may differ between two pow()s, and flip a rounding.
-    np.testing.assert_array_max_ulp(ours, theirs, 1)
-
-
-@given(st.integers(1, 99), st.integers(1, 10_000), st.integers(1, 4096))
-def test_alibi_is_divided_as_in_the_model(heads: int, length: int, original: int) -> None:
-    scaling = {"kind": "linear", "original": original}
-    position = Position.parse({"kind": "alibi", "scaling": scaling})
-    assert alibi_divisor(position, length) == oracle.alibi_divisor(position, length)
-    assert np.array_equal(alibi_slopes(heads), oracle.alibi_slopes(heads).numpy())
 
 
 # Memory
