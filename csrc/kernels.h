@@ -21,6 +21,13 @@ int64_t block_bytes(Format);
 // Rows of a weight matrix that are packed and computed together.
 constexpr int kPanel = 16;
 
+// What a loss adds to the plain cross-entropy of scale * logits, in nats: `smoothing` of the
+// target's weight is spread over all (arXiv:1512.00567), z times the squared log of the softmax's
+// sum is added (arXiv:2204.02311). The gradient alone is multiplied by `factor`.
+struct LossTerms {
+  float scale, factor, smoothing, z;
+};
+
 struct Kernels {
   const char* isa;  // "avx512", "avx2vnni", "avx2", "portable"
 
@@ -65,6 +72,11 @@ struct Kernels {
                  const float* slopes, const int64_t* position, const int64_t* from,
                  const void* keys, const void* values, size_t stride, int64_t first, int64_t count,
                  float* max, float* sum, float* acc);
+
+  // --- Training. The loss of one row of n logits, F32 or BF16, for the target (negative: 0, the
+  // row counts for nothing); the gradient by the logits takes their place. scratch: n numbers.
+  float (*cross_entropy)(Format, int64_t n, void* logits, int64_t target, const LossTerms&,
+                         float* scratch);
 };
 
 // The table of an instruction set by name; null where this processor or build lacks it. The best

@@ -165,6 +165,27 @@ Out<float> attend(const std::string& isa, uint32_t number, Matrix queries, float
   return acc;
 }
 
+// Rows of logits in place; releases the GIL, so that several threads may each take some rows.
+template <class T, Format format>
+Out<float> cross_entropy(const std::string& isa,
+                         nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits,
+                         Positions targets, float scale, float factor, float smoothing, float z) {
+  const Kernels& k = table(isa);
+  const size_t rows = logits.shape(0);
+  const auto n = static_cast<int64_t>(logits.shape(1));
+  require(targets.size() == rows && n > 0, "targets are not one per row");
+  for (size_t r = 0; r < rows; ++r) require(targets.data()[r] < n, "a target is beyond the logits");
+  Out<float> losses = make<float>({rows});
+  const LossTerms terms{scale, factor, smoothing, z};
+  nb::gil_scoped_release free;
+  std::vector<float> scratch(n);
+  for (size_t r = 0; r < rows; ++r) {
+    losses.data()[r] = k.cross_entropy(format, n, logits.data() + r * n, targets.data()[r], terms,
+                                       scratch.data());
+  }
+  return losses;
+}
+
 }  // namespace
 
 void bind_kernels(nb::module_& m) {
@@ -237,6 +258,11 @@ void bind_kernels(nb::module_& m) {
     }
     return out;
   }, "isa"_a, "format"_a, "x"_a);
+  // bf16 numbers come as uint16.
+  k.def("cross_entropy", &cross_entropy<uint16_t, Format::BF16>, "isa"_a, "logits"_a.noconvert(),
+        "targets"_a, "scale"_a = 1.0f, "factor"_a = 1.0f, "smoothing"_a = 0.0f, "z"_a = 0.0f);
+  k.def("cross_entropy", &cross_entropy<float, Format::F32>, "isa"_a, "logits"_a.noconvert(),
+        "targets"_a, "scale"_a = 1.0f, "factor"_a = 1.0f, "smoothing"_a = 0.0f, "z"_a = 0.0f);
   k.def("attend", &attend, "isa"_a, "format"_a, "queries"_a, "scale"_a, "slopes"_a.none(),
         "position"_a, "from_"_a, "keys"_a, "values"_a, "first"_a, "calls"_a);
 }

@@ -108,6 +108,13 @@ struct Lanes {
     for (int i = 0; i < 16; ++i) to[i] = static_cast<int8_t>(a[i]);
   }
 
+  static void store_bf16(void* p, F v) {
+    const I odd = iand(isar<16>(bits(v)), iset(1));
+    const I rounded = iand(isar<16>(iadd(bits(v), iadd(odd, iset(0x7fff)))), iset(0xffff));
+    const __m256i pairs = _mm256_packus_epi32(rounded.low, rounded.high);
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(pairs, 0xd8));
+  }
+
   static B bload(const void* p) {
     const auto* v = static_cast<const __m256i*>(p);
     return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};

@@ -75,6 +75,12 @@ struct Lanes {
     _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
   }
 
+  static void store_bf16(void* p, F v) {
+    const I odd = iand(isar<16>(bits(v)), iset(1));
+    const I rounded = isar<16>(iadd(bits(v), iadd(odd, iset(0x7fff))));
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+  }
+
   static B bload(const void* p) { return _mm512_loadu_si512(p); }
   static void bstore(void* p, B v) { _mm512_storeu_si512(p, v); }
   static B bset(uint8_t v) { return _mm512_set1_epi8(static_cast<char>(v)); }

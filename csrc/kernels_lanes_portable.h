@@ -86,6 +86,12 @@ struct Lanes {
     std::memcpy(p, &bytes, sizeof bytes);
   }
 
+  static void store_bf16(void* p, F v) {
+    const U u = reinterpret_cast<U>(v);
+    const H rounded = __builtin_convertvector((u + (u >> 16 & 1) + 0x7fff) >> 16, H);
+    std::memcpy(p, &rounded, sizeof rounded);
+  }
+
   static B bload(const void* p) { return read<B>(p); }
   static void bstore(void* p, B v) { std::memcpy(p, &v, sizeof v); }
   static B bset(uint8_t v) { return v - B{}; }

@@ -9,6 +9,7 @@
 #include "kernels_tiles.h"
 #endif
 #include "kernels_attention.h"
+#include "kernels_loss.h"
 
 namespace flyweight {
 namespace {
@@ -50,7 +51,8 @@ void product(Format format, int64_t cols, const void* panels, int64_t rows, cons
 constexpr Kernels make_table() {
   return {Lanes::kName, panel_bytes, pack,     unpack_row, dequantise,   input_bytes,
           prepare,      product,     rms_norm, layer_norm, activate,     multiply,
-          add,          rotate,      stored_bytes, store,  attend};
+          add,          rotate,      stored_bytes, store,  attend,
+          cross_entropy};
 }
 
 }  // namespace

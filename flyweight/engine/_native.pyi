@@ -137,5 +137,5 @@ def available_processors() -> int:
 def draw(seed: int, n: int) -> float:
     """Draw ``n`` of a seed, uniform in [0, 1): what sampling token ``n`` of a stream uses."""
 
-# The kernels themselves (csrc/kernels_bind.cpp), for their tests and benchmark.
+# The kernels themselves (csrc/kernels_bind.cpp): for training, their tests and their benchmark.
 kernels: Any

@@ -218,3 +218,51 @@ def test_attention_against_float64(
     row = seed % rows
     np.testing.assert_array_equal(attend(slice(row, row + 1), [count])[0], out[row])
     np.testing.assert_array_equal(attend(slice(row, None), [count]), out[row:])
+
+
+@some
+@given(
+    rows=st.integers(1, 4),
+    vocab=st.integers(1, 200),
+    half=st.booleans(),
+    size=st.sampled_from([1e-30, 1.0, 30.0, 1e4]),
+    scale=st.sampled_from([1.0, 0.25, -2.0]),
+    smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    z=st.sampled_from([0.0, 1e-3]),
+    seed=SEED,
+)
+def test_cross_entropy(
+    kernels: ModuleType,
+    isa: str,
+    rows: int,
+    vocab: int,
+    half: bool,
+    size: float,
+    scale: float,
+    smoothing: float,
+    z: float,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = numbers(rng, rows, vocab, scale=size)
+    given_ = x.copy()
+    if half:
+        given_ = (x.view(np.uint32) >> 16).astype(np.uint16)
+        x = (given_.astype(np.uint32) << 16).view(np.float32)
+    targets = rng.integers(-1, vocab, rows)
+    losses = np.asarray(kernels.cross_entropy(isa, given_, targets, scale, 0.5, smoothing, z))
+    found = given_ if not half else (given_.astype(np.uint32) << 16).view(np.float32)
+    u = x.astype(np.float64) * scale
+    peak = u.max(axis=1, keepdims=True)
+    lse = peak + np.log(np.exp(u - peak).sum(axis=1, keepdims=True))
+    wanted_target = np.eye(vocab)[targets] * (1 - smoothing) + smoothing / vocab
+    loss = (lse - (wanted_target * u).sum(axis=1, keepdims=True) + z * lse**2)[:, 0]
+    gradient = 0.5 * scale * (np.exp(u - lse) * (1 + 2 * z * lse) - wanted_target)
+    seen = targets >= 0
+    bound = 1e-5 * np.abs(u).max(axis=1) + 1e-5 + 1e-5 * z * lse[:, 0] ** 2
+    assert (np.abs(losses - loss)[seen] <= bound[seen]).all()
+    assert not losses[~seen].any() and not found[~seen].any()
+    # e^u is as exact as u, whose size a float32 bounds; bf16 rounds what is stored.
+    error = np.abs(found - gradient)[seen]
+    slack = (4e-6 + 2e-7 * np.abs(u).max(axis=1, keepdims=True)) * (1 + 2 * z * np.abs(lse))
+    assert (error <= (slack * abs(scale) + np.abs(gradient) * (4e-3 if half else 0))[seen]).all()
