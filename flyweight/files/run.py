@@ -104,10 +104,14 @@ class RunFolder:
         return sorted(int(n) for n in complete if n.isdecimal() and n == f"{int(n):06d}")
 
     def thin(self, keep: int) -> None:
-        """Remove all but the newest ``keep`` checkpoints (0: keep all), and half-written ones."""
+        """Remove all but the newest ``keep`` checkpoints (0: keep all), and half-written ones.
+
+        Checkpoint 0, the weights that a run started from, stays.
+        """
         for leftover in self.checkpoints.glob(".*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-        for step in self.steps()[:-keep] if keep else []:
+        steps = [step for step in self.steps() if step > 0]
+        for step in steps[:-keep] if keep else []:
             # Without its state.json first, a removal cut short is no complete checkpoint.
             path = self.checkpoint_path(step)
             (path / STATE).unlink()

@@ -161,6 +161,17 @@ class Train(Table):
         return self
 
 
+class Start(Table):
+    """The weights that a run starts from, instead of random ones: ``[model] start``.
+
+    ``model``: anything `flyweight import` reads, a run, or RUN@STEP. ``sha256``: of those weights
+    as the run's checkpoint 0 holds them (model.safetensors); a resolved run has it.
+    """
+
+    model: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+
 class RunSpec(Table):
     """A run's configuration, resolved: everything needed to do it again."""
 
@@ -170,3 +181,4 @@ class RunSpec(Table):
     text: Text = Text()
     data: Data = Data()
     train: Train = Train()
+    start: Start | None = None

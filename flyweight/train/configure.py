@@ -12,7 +12,7 @@ from flyweight.text.tokenizer import Tokenizer
 from flyweight.zoo import catalog
 
 BATCH_TOKENS = 8192
-KEYS = ["name", "seed", "model", "text", "data", "train"]
+KEYS = ["name", "seed", "model", "text", "data", "train", "start"]
 
 
 def check_tables(values: dict[str, Any]) -> tuple[Text, Data, Train]:
@@ -54,7 +54,7 @@ def model_spec(
             raise ConfigurationError(f"model.use = {use!r}: a zoo name is wanted")
         base = catalog.get(use).spec.values()
         base["context"] = train.context
-    table = _merged(base, given)
+    table = merged(base, given)
     table.setdefault("context", train.context)
     if "vocab_size" not in given:
         table["vocab_size"] = vocab_size or table.get("vocab_size", 258)
@@ -125,10 +125,10 @@ def _batch_tokens(context: int) -> int:
 
 
 def _head(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: values[key] for key in ("name", "seed") if key in values}
+    return {key: values[key] for key in ("name", "seed", "start") if key in values}
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """``over`` laid on ``base``; a table that changes its kind replaces the old one."""
     result = dict(base)
     for key, value in over.items():
@@ -136,5 +136,5 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         result[key] = value
         if isinstance(value, dict) and isinstance(old, dict):
             if value.get("kind", old.get("kind")) == old.get("kind"):
-                result[key] = _merged(old, value)
+                result[key] = merged(old, value)
     return result

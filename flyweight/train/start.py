@@ -33,8 +33,10 @@ from flyweight.train.loop import Session, run_training
 from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
 from flyweight.train.memory import keep_freed_memory
 from flyweight.train.optimizer import Optimizer
+from flyweight.train.origin import begin, from_start
 from flyweight.train.state import WEIGHTS, TrainState
 from flyweight.train.view import View
+from flyweight.zoo import catalog
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 CHECKPOINTS = 4
@@ -53,6 +55,7 @@ def train_run(
 
     Whatever fails before training begins leaves no run folder behind.
     """
+    values, origin = from_start(values, view.notice)
     text, data, train = check_tables(values)
     _refuse_existing(out)
     began = out.exists()
@@ -61,10 +64,14 @@ def train_run(
         dataset = build(data, text.tokenizer, out / "dataset", progress)
         for notice in dataset.record.get("notices", []):
             view.notice(notice)
+        if origin is not None:
+            origin.check_tokenizer(dataset.tokenizer, f"the tokenizer of {dataset.path}")
         fitted = fit_context(values, train, dataset.train.tokens)
         if fitted.context != train.context:
             view.notice(f"the text is short, so train.context = {fitted.context}")
         spec = run_spec(values, text, data, fitted, dataset.tokenizer)
+        if origin is not None:
+            spec = spec.model_copy(update={"start": origin.recorded()})
         spec, session = _measured(spec, dataset, view)
         run = RunFolder(out)
         inside = dataset.path.resolve().is_relative_to(out.resolve())
@@ -138,6 +145,10 @@ def _go(
     if steps:
         state.load(run.checkpoint_path(steps[-1]))
         view.notice(f"going on from step {state.step} of {spec.train.steps}")
+    elif spec.start is not None:
+        begin(state.model, spec.start, view.notice)
+        state.save(run)
+        view.notice(f"starting from {spec.start.model}; its weights are in checkpoint 0")
     run.cut_ledger(state.step)
     run.thin(spec.train.checkpoint.keep)
     if state.step == spec.train.steps:
@@ -278,6 +289,12 @@ def absolute_paths(values: dict[str, Any], folder: Path) -> None:
             text["tokenizer"] = _absolute(folder, tokenizer)
         elif isinstance(tokenizer, dict) and isinstance(tokenizer.get("path"), str):
             text["tokenizer"] = {**tokenizer, "path": _absolute(folder, tokenizer["path"])}
+    for table, key in (("model", "start"), ("start", "model")):
+        tables = values.get(table)
+        if isinstance(tables, dict) and isinstance(tables.get(key), str):
+            # A name of the zoo stays one, to be refused as what it is.
+            if (folder / tables[key]).exists() or tables[key] not in catalog.names():
+                tables[key] = _absolute(folder, tables[key])
 
 
 def _absolute(folder: Path, item: Any) -> Any:
