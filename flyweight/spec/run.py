@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from flyweight.spec.data import Data
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.table import Table
 
@@ -50,18 +51,6 @@ class Text(Table):
         if isinstance(value, str):
             return {"kind": "bytes"} if value == "bytes" else {"kind": "file", "path": value}
         return value
-
-
-class Data(Table):
-    """Which text is read, and what of it is kept from training.
-
-    ``train``: files, folders or globs; or one dataset already built (a folder with dataset.json).
-    ``held_out``: the share of whole documents set aside by a stable hash of their name, or a list
-    of files. A corpus of one document holds out its tail.
-    """
-
-    train: list[str] = Field(default_factory=list)
-    held_out: Share | list[str] = 0.1
 
 
 class Optimizer(Table):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -78,6 +78,8 @@ def _walk(
         if field is not None:
             path.append(part)
             tables, at = at, _tables_in(field.annotation)
+            if parts and get_origin(field.annotation) is dict:
+                path.append(parts.pop(0))  # a name that the user chose
             if field.discriminator is not None and parts:
                 tag = parts.pop(0)
                 at = [t for t in at if t.model_fields[str(field.discriminator)].default == tag]
