@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from flyweight.spec.data import Data
+from flyweight.spec.data import Data as Data
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.table import Table
 
