@@ -84,15 +84,24 @@ class Batches:
     def batch(self, step: int, rows: slice | None = None, context: int | None = None) -> Batch:
         """The batch of one step, or some ``rows`` of it (a worker's, or a micro-batch's).
 
+        That of a run whose batches are all of one size: the others ask for `take`.
+        """
+        return self.take(step * self.rows, self.rows, rows, context)
+
+    def take(
+        self, first: int, count: int, rows: slice | None = None, context: int | None = None
+    ) -> Batch:
+        """The ``count`` windows from running number ``first`` on, or some ``rows`` of them.
+
         ``context`` cuts each row into rows of that length, a divisor of the run's: (B, T) becomes
         (B·T/context, context), the same tokens in the same order; ``rows`` then counts those.
         """
         length = context or self.context
         if self.context % length:
             raise ConfigurationError(f"context {length} does not divide {self.context}")
-        ids = np.arange(self.rows * self.context // length)[rows or slice(None)]
+        ids = np.arange(count * self.context // length)[rows or slice(None)]
         window, piece = np.divmod(ids, self.context // length)
-        starts = self._starts(step * self.rows + window) + piece * length
+        starts = self._starts(first + window) + piece * length
         stream_BT = self.stream.gather(starts, length + 1)
         tokens_BT = np.ascontiguousarray(stream_BT[:, :-1])
         documents_BT = np.cumsum(tokens_BT == self.dataset.eot_id, axis=1, dtype=np.int32)

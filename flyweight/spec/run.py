@@ -79,23 +79,49 @@ class Schedule(Table):
     "wsd": linear warmup, constant, then a decay over the last ``decay`` share of the steps
     (MiniCPM, arXiv:2404.06395); "cosine" and "linear" fall from the end of warmup to the end.
     All end at ``floor`` times the peak. ``warmup`` in steps.
+
+    ``shape`` of wsd's decay, with x from 0 to 1 over it: "linear" 1 - x, "1-sqrt" 1 - sqrt(x)
+    (arXiv:2405.18392), each of what is above the floor; "exponential" floor^x (MiniCPM's
+    0.5^(s/T) over n steps has the floor 0.5^(n/T)).
     """
 
     kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     peak: PositiveFloat = 0.013
     warmup: Annotated[int, Field(ge=0)] = 20
     decay: Share = 0.5
+    shape: Literal["linear", "exponential", "1-sqrt"] = "linear"
     floor: Share = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Schedule:
+        if self.shape != "linear" and self.kind != "wsd":
+            raise ValueError(f"shape = '{self.shape}' belongs to kind = 'wsd'")
+        if self.shape == "exponential" and self.floor == 0:
+            raise ValueError("shape = 'exponential' needs a floor above 0, where it ends")
+        return self
 
 
 class Ramp(Table):
-    """Short contexts first: the step's share of the run up to ``until`` uses ``context``.
+    """Short contexts or small batches first: up to the share ``until`` of the run's steps.
 
-    The tokens of a batch stay the same: rows are cut into equal pieces, so the data order too.
+    Each of ``context`` and ``batch_tokens`` is that of the first entry that sets it and is not
+    over, then the run's. With ``linear`` they move on to the next value in a straight line,
+    rounded down to a divisor of the run's context and to a multiple of it.
+
+    A shorter context leaves a batch's tokens the same: its rows are cut into equal pieces, so the
+    data order stays too.
     """
 
-    context: Positive
+    context: Positive | None = None
+    batch_tokens: Positive | None = None
     until: Share
+    linear: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Ramp:
+        if self.context is None and self.batch_tokens is None:
+            raise ValueError("set context or batch_tokens, or both")
+        return self
 
 
 class Checkpoint(Table):
@@ -145,8 +171,13 @@ class Train(Table):
                 f" and divide batch_tokens = {self.batch_tokens}"
             )
         for ramp in self.ramp:
-            if self.context % ramp.context:
+            if ramp.context is not None and self.context % ramp.context:
                 raise ValueError(f"ramp context {ramp.context} does not divide {self.context}")
+            if ramp.batch_tokens is not None and ramp.batch_tokens % self.context:
+                raise ValueError(
+                    f"ramp batch_tokens {ramp.batch_tokens} is no multiple of"
+                    f" context = {self.context}"
+                )
         return self
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 
+import numpy as np
+
 from flyweight.train.compiled import can_pay, compile_parts
-from flyweight.train.loop import Session, backward
+from flyweight.train.loop import backward
+from flyweight.train.schedule import Plan
+from flyweight.train.session import Session
 from flyweight.train.state import TrainState
 
 DEFAULT_MINUTES = 2.0
@@ -14,6 +19,8 @@ DEFAULT_MINUTES = 2.0
 COMPILE_PAYS_AFTER = 300.0
 # So short a run is not even timed to find that out.
 FEW_STEPS = 500
+# Steps of a plan whose averages stand for those of a run whose length is not known yet.
+STAGES = 1000
 
 
 def calibrate(scratch: TrainState, session: Session, spent: float) -> tuple[int, str]:
@@ -24,7 +31,7 @@ def calibrate(scratch: TrainState, session: Session, spent: float) -> tuple[int,
     began, train = time.perf_counter(), session.train
     steps = train.steps
     if train.tokens is not None:
-        steps = -(-train.tokens // train.batch_tokens)
+        steps = math.ceil(train.tokens / (Plan(train, STAGES).tokens / STAGES))
     if steps is not None and (train.compile != "auto" or steps < FEW_STEPS):
         return steps, "off" if train.compile == "auto" else train.compile
     compiled = train.compile == "on" and compile_parts(scratch, session)
@@ -47,21 +54,22 @@ def calibrate(scratch: TrainState, session: Session, spent: float) -> tuple[int,
 
 
 def step_seconds(scratch: TrainState, session: Session) -> float:
-    """The time of a training step, averaged over the context ramp as the run will take it."""
-    train = session.train
-    stages = [(ramp.context, ramp.until) for ramp in sorted(train.ramp, key=lambda r: r.until)]
-    mean, before = 0.0, 0.0
-    for context, until in [*stages, (train.context, 1.0)]:
+    """The time of a training step, averaged over the ramps as the run will take them.
+
+    A batch of another size is taken to cost time in proportion.
+    """
+    plan, mean = Plan(session.train, STAGES), 0.0
+    for context in np.unique(plan.contexts).tolist():
         times = []
         for step in range(10):
             start = time.perf_counter()
             backward(scratch, session, session.batches.batch(step, context=context))
             norm = scratch.optimizer.gather()
-            scratch.optimizer.apply(1e-6, train.clip, norm)
+            scratch.optimizer.apply(1e-6, session.train.clip, norm)
             times.append(time.perf_counter() - start)
+        sizes = plan.windows[plan.contexts == context] / session.batches.rows
         # The first steps allocate; the median of the rest is not moved by a busy moment.
-        mean += (until - before) * sorted(times[2:])[len(times[2:]) // 2]
-        before = until
+        mean += float(sizes.sum()) / STAGES * sorted(times[2:])[len(times[2:]) // 2]
     return mean
 
 

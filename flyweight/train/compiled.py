@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from flyweight.model.decoder import Decoder
-from flyweight.train.loop import Session, backward
+from flyweight.train.loop import backward
+from flyweight.train.session import Session
 from flyweight.train.state import TrainState
 
 

@@ -7,76 +7,34 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from flyweight.data.batches import Batch, Batches
+from flyweight.data.batches import Batch
 from flyweight.data.order import keys
 from flyweight.files.run import RunFolder
 from flyweight.spec.errors import FlyweightError, Interrupted
-from flyweight.spec.run import Train
 from flyweight.train.interrupt import Interrupt
 from flyweight.train.objective import next_token_loss, reconstruction_loss
-from flyweight.train.schedule import context_at, rate
+from flyweight.train.schedule import Moment
+from flyweight.train.session import Session
 from flyweight.train.state import TrainState
-from flyweight.train.view import View
-
-
-@dataclass
-class Session:
-    """One stretch of training: what is fixed while the state moves."""
-
-    train: Train
-    batches: Batches
-    # Bytes that each token id stands for, (V,), so that losses are comparable per byte.
-    token_bytes: np.ndarray
-    dtype: torch.dtype
-    device: str
-    view: View
-    # A step's matrix FLOPs, and the machine's measured peak in FLOP/s; 0 leaves the share out.
-    flops: float = 0.0
-    peak: float = 0.0
-    # Called with the state whenever a sample is due.
-    sample: Callable[[TrainState], None] | None = None
-
-    @property
-    def steps(self) -> int:
-        assert self.train.steps is not None, "a resolved run has steps"
-        return self.train.steps
 
 
 def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
     """Train from ``state.step`` to the end; every step goes to the ledger.
 
-    Saves on schedule, at the end, and on Ctrl-C (then raises Interrupted). A non-finite loss or
-    gradient norm raises FlyweightError before anything is updated.
+    Saves on schedule, at the end, and on Ctrl-C (then raises Interrupted).
     """
-    train, steps = session.train, session.steps
+    train, steps = session.train, session.plan.steps
     every = train.checkpoint.every or steps
     state.model.train()
     started, first = time.perf_counter(), state.step
     with Interrupt() as interrupt, open(run.ledger, "a", encoding="utf-8") as ledger:
         while state.step < steps:
-            begin = time.perf_counter()
-            context = context_at(train.ramp, train.context, state.step, steps)
-            batch = session.batches.batch(state.step, context=context)
-            # What is drawn at random within a step (dropout) is a function of seed and step too.
-            torch.manual_seed(int(keys(session.batches.seed, state.step, "draws", 1)[0]))
-            loss = backward(state, session, batch)
-            norm = state.optimizer.gather()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise FlyweightError(
-                    f"step {state.step + 1}: the loss is {loss} and the gradient norm {norm};"
-                    " nothing was updated. Lower schedule.peak, or see the batch:"
-                    f" flyweight data inspect {run.path} --step {state.step + 1}"
-                )
-            factor = train.schedule.peak * rate(train.schedule, state.step, steps)
-            state.optimizer.apply(factor, train.clip, norm)
-            record = _advance(state, session, batch, loss, factor, norm, begin)
+            record = take_step(state, session)
             ledger.write(json.dumps(record) + "\n")
             ledger.flush()
             left = (time.perf_counter() - started) / (state.step - first) * (steps - state.step)
@@ -97,10 +55,32 @@ def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
                 session.sample(state)
 
 
+def take_step(state: TrainState, session: Session) -> dict[str, Any]:
+    """One step, and its line of the ledger. Touches no file: `verify` takes the same steps.
+
+    A non-finite loss or gradient norm raises FlyweightError before anything is updated.
+    """
+    begin = time.perf_counter()
+    moment = session.plan.at(state.step)
+    batch = session.batch(moment)
+    # What is drawn at random within a step (dropout) is a function of seed and step too.
+    torch.manual_seed(int(keys(session.batches.seed, state.step, "draws", 1)[0]))
+    loss = backward(state, session, batch)
+    norm = state.optimizer.gather()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FlyweightError(
+            f"step {state.step + 1}: the loss is {loss} and the gradient norm {norm};"
+            " nothing was updated. Lower schedule.peak, or see the batch:"
+            f" flyweight data inspect RUN --step {state.step + 1}"
+        )
+    state.optimizer.apply(moment.rate, session.train.clip, norm)
+    return _advance(state, session, moment, batch, loss, norm, begin)
+
+
 def backward(state: TrainState, session: Session, batch: Batch) -> float:
     """Gradients of the mean loss per target, micro-batch by micro-batch. Returns the mean."""
-    targets, rows = batch.targets_BT.size, len(batch.tokens_BT)
-    at_once = max(1, (session.train.micro_batch_tokens or targets) * rows // targets)
+    targets, (rows, context) = batch.targets_BT.size, batch.tokens_BT.shape
+    at_once = max(1, (session.train.micro_batch_tokens or targets) // context)
     total = 0.0
     for start in range(0, rows, at_once):
         part = slice(start, start + at_once)
@@ -121,9 +101,9 @@ def backward(state: TrainState, session: Session, batch: Batch) -> float:
 def _advance(
     state: TrainState,
     session: Session,
+    moment: Moment,
     batch: Batch,
     loss: float,
-    learning_rate: float,
     norm: float,
     begin: float,
 ) -> dict[str, Any]:
@@ -139,9 +119,11 @@ def _advance(
         "bytes": state.bytes,
         "loss": loss,
         "bits_per_byte": loss * tokens / math.log(2) / max(1, size),
-        "learning_rate": learning_rate,
+        "learning_rate": moment.rate,
         "gradient_norm": norm,
-        "context": batch.tokens_BT.shape[1],
+        "context": moment.context,
+        **({"mix": moment.mix} if session.decay_batches else {}),
+        "window": moment.first,
         "digest": hashlib.sha256(np.ascontiguousarray(batch.tokens_BT).tobytes()).hexdigest()[:16],
         "seconds": round(seconds, 6),
         "tokens_per_second": round(tokens / seconds, 1),

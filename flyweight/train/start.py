@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,11 +30,12 @@ from flyweight.text.tokenizer import byte_lengths
 from flyweight.train.calibrate import calibrate, count_flops
 from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
-from flyweight.train.loop import Session, run_training
+from flyweight.train.loop import run_training
 from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
 from flyweight.train.memory import keep_freed_memory
 from flyweight.train.optimizer import Optimizer
 from flyweight.train.origin import begin, from_start
+from flyweight.train.session import Session
 from flyweight.train.state import WEIGHTS, TrainState
 from flyweight.train.view import View
 from flyweight.zoo import catalog
@@ -157,7 +159,7 @@ def _go(
         return run
     if sampler is not None:
         session.sample = lambda now: sampler(now, run, view)
-    view.start(session.steps, spec.name)
+    view.start(session.plan.steps, spec.name)
     if spec.train.compile == "on":
         compile_parts(state, session)
     session.flops = count_flops(state, session) if session.peak else 0.0
@@ -237,8 +239,7 @@ def _measured(spec: RunSpec, dataset: Dataset, view: View) -> tuple[RunSpec, Ses
     if spec.train.sample_every is None:
         filled["sample_every"] = max(1, steps // 6)
     spec = _with_train(spec, filled)
-    session.train = spec.train
-    return spec, session
+    return spec, replace(session, train=spec.train)
 
 
 def _with_train(spec: RunSpec, changes: dict[str, Any]) -> RunSpec:

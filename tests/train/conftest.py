@@ -21,8 +21,8 @@ from flyweight.spec.model import ModelSpec  # noqa: E402
 from flyweight.spec.run import Data, Tokenizer, Train  # noqa: E402
 from flyweight.spec.run import Optimizer as OptimizerSpec  # noqa: E402
 from flyweight.text.tokenizer import byte_lengths  # noqa: E402
-from flyweight.train.loop import Session  # noqa: E402
 from flyweight.train.optimizer import Optimizer  # noqa: E402
+from flyweight.train.session import Session  # noqa: E402
 from flyweight.train.state import TrainState  # noqa: E402
 
 CONTEXT = 32

@@ -15,8 +15,9 @@ from torch import Tensor  # noqa: E402
 from flyweight.files.run import RunFolder  # noqa: E402
 from flyweight.spec.errors import CorruptFileError, FlyweightError  # noqa: E402
 from flyweight.train.calibrate import count_flops  # noqa: E402
-from flyweight.train.loop import Session, backward, run_training  # noqa: E402
+from flyweight.train.loop import backward, run_training  # noqa: E402
 from flyweight.train.objective import next_token_loss  # noqa: E402
+from flyweight.train.session import Session  # noqa: E402
 from flyweight.train.state import TrainState  # noqa: E402
 
 Fresh, Sessions = Callable[..., TrainState], Callable[..., Session]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from flyweight.train.loop import Session, backward  # noqa: E402
+from flyweight.train.loop import backward  # noqa: E402
 from flyweight.train.optimizer import RowAdagrad, coalesce  # noqa: E402
+from flyweight.train.session import Session  # noqa: E402
 from flyweight.train.state import TrainState  # noqa: E402
 
 Fresh, Sessions = Callable[..., TrainState], Callable[..., Session]

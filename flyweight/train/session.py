@@ -1,0 +1,45 @@
+"""What is fixed while the state of a training run moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from flyweight.data.batches import Batch, Batches
+from flyweight.spec.run import Train
+from flyweight.train.schedule import Moment, Plan
+from flyweight.train.state import TrainState
+from flyweight.train.view import View
+
+
+@dataclass
+class Session:
+    """One stretch of training: what is fixed while the state moves."""
+
+    train: Train
+    batches: Batches
+    # Bytes that each token id stands for, (V,), so that losses are comparable per byte.
+    token_bytes: np.ndarray
+    dtype: torch.dtype
+    device: str
+    view: View
+    # A step's matrix FLOPs, and the machine's measured peak in FLOP/s; 0 leaves the share out.
+    flops: float = 0.0
+    peak: float = 0.0
+    # Called with the state whenever a sample is due.
+    sample: Callable[[TrainState], None] | None = None
+    # Other data from the step at which the rate's decay begins.
+    decay_batches: Batches | None = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        return Plan(self.train, switch=self.decay_batches is not None)
+
+    def batch(self, moment: Moment) -> Batch:
+        mix = self.batches if moment.mix == "main" else self.decay_batches
+        assert mix is not None
+        return mix.take(moment.first, moment.windows, context=moment.context)
