@@ -21,7 +21,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
     flyweight_kernels(kernels_avx2.cpp ${avx2})
     flyweight_kernels(kernels_avx2vnni.cpp ${avx2} -mavxvnni)
     flyweight_kernels(kernels_avx512.cpp ${avx512})
-    flyweight_kernels(kernels_amx.cpp ${avx512} -mamx-tile -mamx-int8)
+    flyweight_kernels(kernels_amx.cpp ${avx512} -mamx-tile -mamx-int8 -mamx-bf16)
     set_property(SOURCE ${kernels_dir}/kernels.cpp ${kernels_dir}/kernels_peak.cpp APPEND PROPERTY
         COMPILE_DEFINITIONS FLYWEIGHT_X86)
 endif()

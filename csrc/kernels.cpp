@@ -71,8 +71,8 @@ void add_x86(Available& found) {
   const bool avx512 = has(saved, bit(5) | bit(6) | bit(7)) &&
                       has(seven.b, bit(16) | bit(17) | bit(30) | bit(31)) &&
                       has(seven.c, bit(11)) && has(more.a, bit(5));
-  // Tile configuration and data saved; TILE, INT8.
-  const bool amx = avx512 && has(saved, bit(17) | bit(18)) && has(seven.d, bit(24) | bit(25));
+  // Tile configuration and data saved; BF16, TILE, INT8.
+  const bool amx = avx512 && has(saved, bit(17) | bit(18)) && has(seven.d, bit(22) | bit(24) | bit(25));
   if (amx && kernels_amx() && lend_tiles()) found.add(kernels_amx());
   if (avx512) found.add(kernels_avx512());
   if (has(more.a, bit(4))) found.add(kernels_avx2vnni());

@@ -28,6 +28,28 @@ struct LossTerms {
   float scale, factor, smoothing, z;
 };
 
+// Heads of bf16 numbers (sequences, heads, length, dim), dim contiguous; strides in numbers.
+struct BfloatHeads {
+  const uint16_t* data;
+  int64_t sequence_stride, head_stride, row_stride;
+  const uint16_t* row(int64_t sequence, int64_t head, int64_t row) const {
+    return data + sequence * sequence_stride + head * head_stride + row * row_stride;
+  }
+};
+
+// What attention's gradients are made of. Queries and keys stand at the same positions.
+struct AttentionGradient {
+  int64_t heads, kv_heads, length, dim;
+  BfloatHeads grad, q, k, v, out;
+  const float* lse;  // (sequences, heads, length): log of the sum of e^score
+  // Null: a query sees itself and what stands before it. Else 1 where it sees the key:
+  // (length of keys, length of queries) per sequence, apart by mask_stride (0: one for all).
+  const uint8_t* mask;
+  int64_t mask_stride;
+  float scale;
+  uint16_t *dq, *dk, *dv;  // contiguous, in the shapes of q, k and v
+};
+
 struct Kernels {
   const char* isa;  // "avx512", "avx2vnni", "avx2", "portable"
 
@@ -77,6 +99,9 @@ struct Kernels {
   // row counts for nothing); the gradient by the logits takes their place. scratch: n numbers.
   float (*cross_entropy)(Format, int64_t n, void* logits, int64_t target, const LossTerms&,
                          float* scratch);
+  // The gradients of the key-value heads [first, last), counted through all sequences, and of the
+  // query heads that read them.
+  void (*attention_gradient)(const AttentionGradient&, int64_t first, int64_t last);
 };
 
 // The table of an instruction set by name; null where this processor or build lacks it. The best

@@ -1,4 +1,4 @@
-// The kernels with AVX-512 and AMX's 8-bit tiles.
+// The kernels with AVX-512 and AMX's tiles of 8-bit numbers and bf16.
 #define FLYWEIGHT_AMX
 #include "kernels_lanes_avx512.h"
 #include "kernels_table.h"

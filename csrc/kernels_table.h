@@ -9,6 +9,7 @@
 #include "kernels_tiles.h"
 #endif
 #include "kernels_attention.h"
+#include "kernels_attention_gradient.h"
 #include "kernels_loss.h"
 
 namespace flyweight {
@@ -52,7 +53,7 @@ constexpr Kernels make_table() {
   return {Lanes::kName, panel_bytes, pack,     unpack_row, dequantise,   input_bytes,
           prepare,      product,     rms_norm, layer_norm, activate,     multiply,
           add,          rotate,      stored_bytes, store,  attend,
-          cross_entropy};
+          cross_entropy, attention_gradient};
 }
 
 }  // namespace

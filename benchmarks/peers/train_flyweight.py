@@ -18,6 +18,7 @@ from flyweight.model.decoder import Decoder
 from flyweight.model.init import init_weights
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.run import Optimizer as OptimizerSpec
+from flyweight.train.attention_kernel import hand_in
 from flyweight.train.compiled import parts_to_compile
 from flyweight.train.memory import keep_freed_memory
 from flyweight.train.objective import next_token_loss
@@ -26,6 +27,7 @@ from flyweight.train.optimizer import Optimizer
 
 def build(shape: Shape, variant: str, device: str) -> tuple[Step, int, dict[str, str]]:
     keep_freed_memory()
+    hand_in()
     spec = ModelSpec.parse(
         {
             "vocab_size": shape.vocab_size,

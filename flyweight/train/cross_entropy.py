@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flyweight.engine._native import kernels
+from flyweight.train.threads import share
 
 # Logits held at a time, in the hidden states' dtype (128 MiB in bfloat16): enough rows for products
 # at full rate, and so few chunks that adding up their gradients by the weights costs little.
@@ -108,19 +106,10 @@ def _on_cpu(logits_XV: Tensor, targets_X: Tensor, terms: Terms) -> float:
     logits, targets = bits_XV.numpy(), targets_X.numpy()
     isa = os.environ.get("FLYWEIGHT_ISA", "")
 
-    def part(rows: slice) -> NDArray[np.float32]:
+    def part(first: int, last: int) -> NDArray[np.float32]:
         some = terms.scale, 1 / terms.divisor, terms.smoothing, terms.z
-        return kernels.cross_entropy(isa, logits[rows], targets[rows], *some)
+        return kernels.cross_entropy(isa, logits[first:last], targets[first:last], *some)
 
-    threads = torch.get_num_threads()
-    cuts = [len(logits) * i // threads for i in range(threads + 1)]
-    first, *rest = (slice(a, b) for a, b in itertools.pairwise(cuts))
-    others = [_threads(threads).submit(part, rows) for rows in rest]
-    losses = np.concatenate([part(first), *(other.result() for other in others)])
-    # All at once and in float64, so that the sum is the same for any number of threads.
+    # Summed all at once and in float64: the same for any number of threads.
+    losses = np.concatenate(share(len(logits), part))
     return float(losses.sum(dtype=np.float64)) / terms.divisor
-
-
-@cache
-def _threads(n: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, n - 1), thread_name_prefix="cross-entropy")
