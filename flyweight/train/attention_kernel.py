@@ -39,17 +39,17 @@ def gradients(
     ``grad`` and ``out`` (B, H, T, D), ``lse`` (B, H, T) float32, the log-sum-exp of the scores;
     ``mask`` (B or 1, 1, T, T) bool, True where the query (row) sees the key; None: causal.
     """
-    found = tuple(torch.empty(t.shape, dtype=t.dtype) for t in (q, k, v))
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     isa = os.environ.get("FLYWEIGHT_ISA", "")
     seen = None if mask is None else mask[:, 0].mT.contiguous().view(torch.uint8).numpy()
     given = [_bits(t) for t in (grad, q, k, v, out)]
-    made = [_bits(t) for t in found]
+    made = [_bits(t) for t in (dq, dk, dv)]
 
     def part(first: int, last: int) -> None:
         kernels.attention_gradient(isa, *given, lse.numpy(), seen, scale, *made, first, last)
 
     share(k.shape[0] * k.shape[1], part)
-    return found
+    return dq, dk, dv
 
 
 def _bits(x: Tensor) -> NDArray[np.uint16]:

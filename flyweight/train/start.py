@@ -27,6 +27,7 @@ from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.spec.run import RunSpec
 from flyweight.text.tokenizer import byte_lengths
+from flyweight.train.attention_kernel import hand_in
 from flyweight.train.calibrate import calibrate, count_flops
 from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
@@ -201,6 +202,7 @@ def _session(spec: RunSpec, dataset: Dataset, view: View) -> Session:
     cores = os.cpu_count() or 1
     torch.set_num_threads(train.threads or torch.get_num_threads())
     keep_freed_memory()
+    hand_in()
     if train.threads and train.threads > cores:
         view.notice(f"train.threads = {train.threads}, but this machine has {cores} cores")
     device = resolve_device(train)

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import torch
 
-
 T = TypeVar("T")
 
 
