@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -232,10 +233,45 @@ class Init(Table):
     "normal": every matrix N(0, std²), the branches' output matrices divided by sqrt(2 L) (GPT-2).
     "zero-outputs": N(0, 1/(2 fan_in)), the branches' output matrices and the head zero, so that
     every block starts as the identity (as in the Muon speed runs and muP's zero read-out).
+    "mup": the maximal-update parametrisation (arXiv:2203.03466). With m = width / base_width, the
+    blocks' matrices start from N(0, std²/m), all else as in "normal", and AdamW moves those
+    matrices at 1/m of its rate. Outputs are divided by sqrt(2 L) as in BTLM (arXiv:2309.11568),
+    unless scale.residual does that part (MiniCPM, arXiv:2404.06395).
     """
 
-    kind: Literal["normal", "zero-outputs"] = "normal"
+    kind: Literal["normal", "zero-outputs", "mup"] = "normal"
     std: PositiveFloat = 0.02
+    base_width: Positive | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Init:
+        if (self.kind == "mup") != (self.base_width is not None):
+            raise ValueError("base_width goes with kind = 'mup', and only with it")
+        return self
+
+
+class Mup(Table):
+    """What a run's ``[model] mup`` stands for: a width's scalings, from those found at another.
+
+    With m = width / base_width and L blocks: ``scale.embedding`` is ``embedding``,
+    ``scale.logits`` is ``logits`` / m, ``scale.residual`` is ``residual`` / sqrt(L) where it is
+    set, and ``init`` has the kind "mup" and this ``std``.
+    """
+
+    base_width: Positive
+    std: PositiveFloat = 0.02
+    embedding: PositiveFloat = 1.0
+    logits: PositiveFloat = 1.0
+    residual: PositiveFloat | None = None
+
+    def tables(self, width: int, uses: int) -> dict[str, dict[str, Any]]:
+        """``scale`` and ``init`` of a model of this width, with ``uses`` of blocks per token."""
+        residual = 1.0 if self.residual is None else self.residual / math.sqrt(uses)
+        logits = self.logits * self.base_width / width
+        return {
+            "scale": {"embedding": self.embedding, "residual": residual, "logits": logits},
+            "init": {"kind": "mup", "std": self.std, "base_width": self.base_width},
+        }
 
 
 class ModelSpec(Table):
@@ -276,6 +312,11 @@ class ModelSpec(Table):
         if self.share.feedforward == "interior" and self.depth <= 2 * self.share.ends:
             least = 2 * self.share.ends + 1
             raise ValueError(f"share.feedforward = 'interior' needs a depth of {least} or more")
+        if self.init.kind == "mup" and self.input.kind != "tokens":
+            raise ValueError(
+                f"init.kind = 'mup' does not apply to input.kind = '{self.input.kind}', whose"
+                " byte-level parts do not grow with the width; take 'normal' or 'zero-outputs'"
+            )
         if self.logit_bias and self.tie_embeddings:
             raise ValueError("logit_bias needs a head of its own: tie_embeddings = false")
         self._check_scaling()
@@ -371,6 +412,11 @@ class ModelSpec(Table):
         if scaling.attention is not None:
             return scaling.attention
         return longrope_gain(self.context / scaling.original, scaling.original)
+
+    @property
+    def width_multiplier(self) -> float:
+        """muP's m: how many times as wide as the model whose settings these are."""
+        return self.width / self.init.base_width if self.init.base_width else 1.0
 
     @property
     def shared_layers(self) -> range:

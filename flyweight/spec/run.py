@@ -59,7 +59,8 @@ class Optimizer(Table):
     The schedule's ``peak`` is the rate of the matrices. The other groups' rates are multiples of
     it: ``embedding_rate`` (token and position embeddings, match tables, the head),
     ``vector_rate`` (gains and biases), ``table_rate`` (hashed n-gram tables, row-wise Adagrad
-    on the rows that a batch touches).
+    on the rows that a batch touches). In a muP model (``model.init``) AdamW's rate for the blocks'
+    matrices is ``peak`` / m.
     """
 
     kind: Literal["adamw", "muon"] = "muon"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flyweight.spec.errors import ConfigurationError
-from flyweight.spec.model import ModelSpec
+from flyweight.spec.model import ModelSpec, Mup
 from flyweight.spec.run import Data, RunSpec, Text, Train
 from flyweight.spec.table import nearest
 from flyweight.text.tokenizer import Tokenizer
@@ -56,6 +56,8 @@ def model_spec(
         base["context"] = train.context
     table = merged(base, given)
     table.setdefault("context", train.context)
+    if "mup" in table:
+        table = _with_mup(table, given)
     if "vocab_size" not in given:
         table["vocab_size"] = vocab_size or table.get("vocab_size", 258)
     spec = ModelSpec.parse(table, "model")
@@ -79,6 +81,20 @@ def model_spec(
             "model.input.kind = 'patches' reads bytes; set text.tokenizer = \"bytes\""
         )
     return spec
+
+
+def _with_mup(table: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """[model] mup written out as the scale and init of this width and depth."""
+    for key in ("scale", "init"):
+        if key in given:
+            raise ConfigurationError(f"model.mup sets model.{key}; leave one of the two out")
+    found = table.pop("mup")
+    if not isinstance(found, dict):
+        raise ConfigurationError("`model.mup` is a table: mup = { base_width = 256 }")
+    mup = Mup.parse(found, "model.mup")
+    # Checked as a whole, so that width and depth are numbers.
+    plain = ModelSpec.parse({**table, "vocab_size": table.get("vocab_size", 258)}, "model")
+    return {**table, **mup.tables(plain.width, plain.uses)}
 
 
 def run_spec(

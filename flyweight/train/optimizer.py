@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flyweight.model.decoder import Decoder
+from flyweight.model.init import BLOCKS
 from flyweight.spec.run import Optimizer as OptimizerSpec
 
 
@@ -71,7 +72,14 @@ class Optimizer:
         self.dense = {**matrices, **embeddings, **vectors}
         adam = [Group(spec.embedding_rate, embeddings), Group(spec.vector_rate, vectors)]
         muon: list[Group] = []
-        (muon if spec.kind == "muon" else adam).append(Group(1.0, matrices))
+        if spec.kind == "muon":
+            # Its updates have one size whatever the width, so that muP asks for nothing here.
+            muon.append(Group(1.0, matrices))
+        else:
+            wide = {name: p for name, p in matrices.items() if _grows_with_width(name)}
+            others = {name: p for name, p in matrices.items() if name not in wide}
+            adam.append(Group(1 / model.spec.width_multiplier, wide))
+            adam.append(Group(1.0, others))
         self.optimizers: list[torch.optim.Optimizer] = []
         if muon:
             self.optimizers.append(
@@ -158,6 +166,11 @@ class Optimizer:
         if self.tables is not None and table is not None:
             self.tables.sums = table["sums"].to(self.tables.table.device)
         assert not by_name, f"optimiser state of unknown parameters: {sorted(by_name)}"
+
+
+def _grows_with_width(name: str) -> bool:
+    """Whether a matrix has more inputs in a wider model (muP: AdamW's rate falls with them)."""
+    return name.startswith(BLOCKS) and not (".update." in name and name.endswith(".up.weight"))
 
 
 def _param_groups(groups: list[Group]) -> list[dict[str, Any]]:
