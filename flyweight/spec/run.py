@@ -132,11 +132,27 @@ class Checkpoint(Table):
     keep: Annotated[int, Field(ge=0)] = 2
 
 
+class Spikes(Table):
+    """What becomes of a step whose loss or gradient norm is far above the recent ones (GEB-1.3B,
+    arXiv:2406.09900): it is not taken, its batch is left out, and another is tried.
+
+    Far above: by ``threshold`` robust standard deviations over the median of the last ``window``
+    steps (from a quarter of them on), or no number. ``skip`` batches are left out each time: 1
+    replaces the batch, 100 to 200 skip a stretch of the data. After ``tries`` the step is taken.
+    """
+
+    threshold: PositiveFloat = 8.0
+    window: Annotated[int, Field(ge=8)] = 64
+    skip: Positive = 1
+    tries: Positive = 3
+
+
 class Train(Table):
     """How long and how fast. Exactly one of ``steps``, ``minutes``, ``tokens`` sets the length.
 
     ``batch_tokens`` per step, in rows of ``context``; ``micro_batch_tokens`` at a time (gradients
     are accumulated and normalised by the number of targets). A resolved run has ``steps``.
+    ``embedding_gradient`` multiplies the embeddings' gradient, against spikes (GLM-130B's 0.1).
     """
 
     context: Positive = 1024
@@ -149,6 +165,8 @@ class Train(Table):
     schedule: Schedule = Schedule()
     ramp: list[Ramp] = Field(default_factory=list)
     clip: PositiveFloat | None = 1.0
+    spikes: Spikes | None = None
+    embedding_gradient: Annotated[float, Field(gt=0, le=1)] = 1.0
     checkpoint: Checkpoint = Checkpoint()
     precision: Literal["auto", "f32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -203,3 +221,12 @@ class RunSpec(Table):
     data: Data = Data()
     train: Train = Train()
     start: Start | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> RunSpec:
+        if self.train.embedding_gradient != 1.0 and self.model.input.kind == "slots":
+            raise ValueError(
+                "train.embedding_gradient does not apply to model.input.kind = 'slots', which"
+                " has no embedding of tokens; leave it out"
+            )
+        return self

@@ -33,7 +33,7 @@ def check_tables(values: dict[str, Any]) -> tuple[Text, Data, Train]:
     checked = Train.parse(train, "train")
     # The model too, as far as it can be known before there is a tokenizer.
     model = model_spec(values, text, checked, vocab_size=None)
-    RunSpec.parse({**_head(values), "model": model.values()})
+    RunSpec.parse({**_head(values), "model": model.values(), "train": checked.values()})
     return text, Data.parse(values.get("data", {}), "data"), checked
 
 

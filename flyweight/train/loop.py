@@ -20,6 +20,7 @@ from flyweight.train.interrupt import Interrupt
 from flyweight.train.objective import next_token_loss, reconstruction_loss
 from flyweight.train.schedule import Moment
 from flyweight.train.session import Session
+from flyweight.train.spikes import Watch
 from flyweight.train.state import TrainState
 
 
@@ -62,11 +63,16 @@ def take_step(state: TrainState, session: Session) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     moment = session.plan.at(state.step)
-    batch = session.batch(moment)
-    # What is drawn at random within a step (dropout) is a function of seed and step too.
-    torch.manual_seed(int(keys(session.batches.seed, state.step, "draws", 1)[0]))
-    loss = backward(state, session, batch)
-    norm = state.optimizer.gather()
+    watch = Watch(session.train.spikes, state.extra.setdefault("spikes", {}), moment)
+    # What is drawn at random within a step (dropout) is a function of seed, step and try too.
+    for draw in keys(session.batches.seed, state.step, "draws", watch.tries):
+        torch.manual_seed(int(draw))
+        window, batch = watch.first, session.batch(moment, watch.first)
+        loss = backward(state, session, batch)
+        norm = state.optimizer.gather()
+        if watch.accepts(loss, norm):
+            break
+        state.optimizer.forget()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FlyweightError(
             f"step {state.step + 1}: the loss is {loss} and the gradient norm {norm};"
@@ -74,7 +80,11 @@ def take_step(state: TrainState, session: Session) -> dict[str, Any]:
             f" flyweight data inspect RUN --step {state.step + 1}"
         )
     state.optimizer.apply(moment.rate, session.train.clip, norm)
-    return _advance(state, session, moment, batch, loss, norm, begin)
+    record = _advance(state, session, moment, batch, loss, norm, begin)
+    record["window"] = window
+    if session.train.embedding_gradient != 1.0:
+        record["embedding_gradient"] = session.train.embedding_gradient
+    return {**record, "spikes": watch.events} if watch.events else record
 
 
 def backward(state: TrainState, session: Session, batch: Batch) -> float:
@@ -123,7 +133,6 @@ def _advance(
         "gradient_norm": norm,
         "context": moment.context,
         **({"mix": moment.mix} if session.decay_batches else {}),
-        "window": moment.first,
         "digest": hashlib.sha256(np.ascontiguousarray(batch.tokens_BT).tobytes()).hexdigest()[:16],
         "seconds": round(seconds, 6),
         "tokens_per_second": round(tokens / seconds, 1),

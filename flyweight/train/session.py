@@ -39,7 +39,9 @@ class Session:
     def plan(self) -> Plan:
         return Plan(self.train, switch=self.decay_batches is not None)
 
-    def batch(self, moment: Moment) -> Batch:
+    def batch(self, moment: Moment, first: int | None = None) -> Batch:
+        """The step's batch, or one that begins with another window, ``first``."""
         mix = self.batches if moment.mix == "main" else self.decay_batches
         assert mix is not None
-        return mix.take(moment.first, moment.windows, context=moment.context)
+        at = moment.first if first is None else first
+        return mix.take(at, moment.windows, context=moment.context)

@@ -37,6 +37,7 @@ from flyweight.train.memory import keep_freed_memory
 from flyweight.train.optimizer import Optimizer
 from flyweight.train.origin import begin, from_start
 from flyweight.train.session import Session
+from flyweight.train.spikes import shrink_embedding_gradient
 from flyweight.train.state import WEIGHTS, TrainState
 from flyweight.train.view import View
 from flyweight.zoo import catalog
@@ -189,6 +190,8 @@ def _fresh_state(spec: RunSpec, dataset: Dataset, device: str) -> TrainState:
     if model.slots is not None:
         model.slots.spell(dataset.tokenizer)
     model.to(device)
+    if spec.train.embedding_gradient != 1.0:
+        shrink_embedding_gradient(model, spec.train.embedding_gradient)
     configuration = json.dumps(spec.values(), sort_keys=True).encode()
     identity = {
         "configuration (run.toml)": hashlib.sha256(configuration).hexdigest(),

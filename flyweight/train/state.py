@@ -31,6 +31,8 @@ class TrainState:
     tokens: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    # What spikes are judged by, and how much of the data was left out for them (JSON).
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def save(self, run: RunFolder) -> Path:
         """Write checkpoints/STEP. Equal states make folders equal to the byte."""
@@ -42,7 +44,7 @@ class TrainState:
                 WEIGHTS: lambda path: write_tensors(path, self.model.state_dict()),
                 OPTIMIZER: lambda path: write_tensors(path, self.optimizer.tensors()),
             },
-            {**counters, "identity": self.identity},
+            {**counters, "identity": self.identity, "extra": self.extra},
         )
 
     def load(self, path: Path) -> None:
@@ -58,6 +60,7 @@ class TrainState:
         load_weights(self.model, path / WEIGHTS)
         self.optimizer.load(read_tensors(path / OPTIMIZER))
         self.step, self.tokens, self.bytes = state["step"], state["tokens"], state["bytes"]
+        self.extra = state.get("extra", {})
 
     def describe(self) -> dict[str, Any]:
         return {"step": self.step, "tokens": self.tokens, "bytes": self.bytes}
