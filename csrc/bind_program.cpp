@@ -100,6 +100,14 @@ Program read_program(nb::handle program) {
     p.slots.push_back({enumerated<Rows>(s, "rows"), field<int64_t>(s, "kv_heads"),
                        field<int64_t>(s, "head_dim")});
   }
+  nb::object spelling = nb::getattr(program, "spelling", nb::none());
+  if (!spelling.is_none()) {
+    using Symbols = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+    const auto symbols = field<Symbols>(spelling, "symbols");
+    p.spelling.slots = static_cast<int64_t>(symbols.shape(1));
+    p.spelling.pad = field<int32_t>(spelling, "pad");
+    p.spelling.symbols.assign(symbols.data(), symbols.data() + symbols.size());
+  }
   return p;
 }
 

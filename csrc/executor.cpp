@@ -59,12 +59,19 @@ Executor::Executor(Program program, int threads, const std::string& isa, bool pi
       rotates_[static_cast<size_t>(op.rows)] = true;
     }
   }
-  constexpr Load loads[] = {Load::None, Load::Few, Load::Many};
-  for (int t = 0; t < 2; ++t) {
-    for (int p = 0; p < 3; ++p) body_[t][p] = schedule(program_, {loads[t + 1], loads[p], loads[0]});
-    tail_[t] = schedule(program_, {loads[0], loads[0], loads[t + 1]});
+  constexpr Load none = Load::None;
+  constexpr Load loads[] = {none, Load::Few, Load::Many};
+  const int64_t slots = program_.spelling.slots;
+  for (int s = 0; s < (slots ? 3 : 1); ++s) {
+    for (int t = 0; t < 2; ++t) {
+      for (int p = 0; p < 3; ++p) {
+        body_[t][p][s] = schedule(program_, {loads[t + 1], loads[p], none, loads[s], none});
+      }
+      tail_[t][s] = schedule(program_, {none, none, loads[t + 1], none, loads[s]});
+    }
   }
-  most_wanted_ = std::clamp<int64_t>(kMostLogits / program_.vocab_size, 1, kMostRowsAtOnce);
+  if (slots) most_tokens_ = kMostRowsAtOnce / slots;
+  most_wanted_ = std::clamp<int64_t>(kMostLogits / program_.vocab_size, 1, most_tokens_);
   wanted_.reserve(static_cast<size_t>(kMostRowsAtOnce));
 }
 
@@ -107,7 +114,7 @@ bool Executor::feed(std::span<const Feed> feeds, const Consumer& consume,
     longest = std::max(longest, feed.sequence->length() + count);
   }
   if (rows == 0) return true;
-  make_room(std::min(rows, kMostRowsAtOnce), std::min(wanted, most_wanted_),
+  make_room(std::min(rows, most_tokens_), std::min(wanted, most_wanted_),
             (longest + kCacheBlock - 1) / kCacheBlock);
   for (const Feed& feed : feeds) feed.sequence->reserve(static_cast<int64_t>(feed.tokens.size()));
 
@@ -117,11 +124,11 @@ bool Executor::feed(std::span<const Feed> feeds, const Consumer& consume,
     if (stop && stop()) return false;
     batch_.clear();
     wanted_.clear();
-    while (at < feeds.size() && batch_.rows(Rows::Tokens) < kMostRowsAtOnce) {
+    while (at < feeds.size() && batch_.rows(Rows::Tokens) < most_tokens_) {
       const Feed& feed = feeds[at];
       const auto all = static_cast<int64_t>(feed.tokens.size());
       const int64_t first = batch_.rows(Rows::Tokens);
-      const int64_t count = std::min(all - done, kMostRowsAtOnce - first);
+      const int64_t count = std::min(all - done, most_tokens_ - first);
       batch_.add(*feed.sequence, feed.tokens.data() + done, count);
       for (int64_t i = 0; i < count; ++i) {
         const bool last = done + i + 1 == all;
@@ -138,21 +145,24 @@ bool Executor::feed(std::span<const Feed> feeds, const Consumer& consume,
 }
 
 void Executor::make_room(int64_t tokens, int64_t wanted, int64_t blocks) {
-  const int64_t rows[kRowSets] = {tokens, shape_->patch_size ? tokens : 0, wanted};
+  const int64_t slots = program_.spelling.slots;
+  const int64_t rows[kRowSets] = {tokens, shape_->patch_size ? tokens : 0, wanted, slots * tokens,
+                                  slots * wanted};
+  const int64_t most = *std::max_element(rows, rows + kRowSets);
   for (size_t set = 0; set < kRowSets; ++set) {
     at_least(arenas_[set], floats_bytes(rows[set] * arena_width_[set]), true);
   }
   for (size_t set = 0; set < 2; ++set) {
     if (rotates_[set]) at_least(angles_[set], floats_bytes(2 * rows[set] * program_.frequencies));
   }
-  if (std::max(tokens, wanted) > kFewRows) {
-    at_least(shared_inputs_, static_cast<size_t>(std::max(tokens, wanted)) * most_input_bytes_);
+  if (most > kFewRows) {
+    at_least(shared_inputs_, static_cast<size_t>(most) * most_input_bytes_);
   }
   for (Scratch& s : scratch_) {
     at_least(s.inputs, static_cast<size_t>(kFewRows) * most_input_bytes_);
     at_least(s.row, floats_bytes(most_width_));
     at_least(s.tile, floats_bytes(2 * kTileNumbers));
-    at_least(s.attention, attention_scratch());
+    at_least(s.attention, std::max(attention_scratch(), within_scratch()));
   }
   at_least(partials_, static_cast<size_t>(blocks) * partial_bytes());
 }
@@ -169,15 +179,19 @@ size_t Executor::buffer_bytes() const {
 
 void Executor::choose_chunk(int64_t first) {
   chunk_ = first;
-  rows_[static_cast<size_t>(Rows::Wanted)] =
-      std::min(most_wanted_, static_cast<int64_t>(wanted_.size()) - first);
+  const int64_t count = std::min(most_wanted_, static_cast<int64_t>(wanted_.size()) - first);
+  rows_[static_cast<size_t>(Rows::Wanted)] = count;
+  rows_[static_cast<size_t>(Rows::Spelled)] = program_.spelling.slots * count;
 }
 
 void Executor::run(const Consumer& consume) {
   rows_[0] = batch_.rows(Rows::Tokens);
   rows_[1] = batch_.rows(Rows::Patches);
+  rows_[static_cast<size_t>(Rows::Symbols)] = program_.spelling.slots * rows_[0];
   choose_chunk(0);
-  const auto& body = body_[rows_[0] <= kFewRows ? 0 : 1][static_cast<int>(load_of(rows_[1]))];
+  const auto load = [&](Rows set) { return static_cast<int>(load_of(rows(set))); };
+  const auto& body =
+      body_[rows_[0] <= kFewRows ? 0 : 1][load(Rows::Patches)][load(Rows::Symbols)];
   const auto wanted = static_cast<int64_t>(wanted_.size());
   // Angles of few rows are every thread's; of many, those of a thread's own rows.
   for (int set = 0; set < 2; ++set) {
@@ -196,10 +210,10 @@ void Executor::run(const Consumer& consume) {
         if (thread == 0) choose_chunk(first);
         pool_.barrier();
       }
-      const int64_t rows = rows_[static_cast<size_t>(Rows::Wanted)];
-      run_steps(tail_[rows <= kFewRows ? 0 : 1], thread);
+      const int64_t count = rows(Rows::Wanted);
+      run_steps(tail_[count <= kFewRows ? 0 : 1][load(Rows::Spelled)], thread);
       pool_.barrier();
-      const auto mine = pool_.share(rows, thread);
+      const auto mine = pool_.share(count, thread);
       for (int64_t r = mine.first; r < mine.last; ++r) {
         const Wanted& w = wanted_[static_cast<size_t>(first + r)];
         consume(w.feed, w.token, row(program_.logits, r));
@@ -237,6 +251,11 @@ void Executor::run_op(const Step& step, int thread) {
     case Kind::Select: return select(op, thread);
     case Kind::Pool: return pool(op, thread);
     case Kind::Spread: return spread(op, thread);
+    case Kind::Within: return within(op, thread);
+    case Kind::Mean: return mean(op, thread);
+    case Kind::Cut: return cut(op, thread);
+    case Kind::Logs: return logs(op, thread);
+    case Kind::Spell: return spell(op, thread);
   }
 }
 

@@ -119,6 +119,17 @@ class Executor {
   void matches(const Op&, int thread);
   void pool(const Op&, int thread);
   void spread(const Op&, int thread);
+  // slots.cpp
+  void within(const Op&, int thread);
+  void mean(const Op&, int thread);
+  void cut(const Op&, int thread);
+  void logs(const Op&, int thread);
+  void spell(const Op&, int thread);
+  // The symbol of a row of Rows::Symbols.
+  int32_t symbol(int64_t r) const;
+  // How many of a token's slots count: those before its first pad, the first always.
+  int64_t real_slots(int32_t token) const;
+  size_t within_scratch() const;
 
   int64_t rows(Rows set) const { return rows_[static_cast<size_t>(set)]; }
   float* row(int32_t buffer, int64_t r) const {
@@ -139,8 +150,8 @@ class Executor {
 
   // --- Of the run at hand
   Batch batch_;
-  int64_t rows_[kRowSets] = {0, 0, 0};
-  int64_t arena_width_[kRowSets] = {0, 0, 0};
+  int64_t rows_[kRowSets] = {};
+  int64_t arena_width_[kRowSets] = {};
   Region arenas_[kRowSets];
   std::vector<Scratch> scratch_;
   // Prepared inputs of many rows, for all threads.
@@ -152,12 +163,14 @@ class Executor {
   bool rotates_[2] = {false, false};
   // cos and sin of each row's angles, by set.
   Region angles_[2];
-  // Steps by how many rows there are: [tokens - 1][patches], and of the wanted rows.
-  std::vector<Step> body_[2][3], tail_[2];
+  // Steps by how many rows there are: [tokens - 1][patches][symbols], and [wanted - 1][spelled].
+  std::vector<Step> body_[2][3][3], tail_[2][3];
   std::vector<Wanted> wanted_;
   // The wanted rows of this run's chunk begin here.
   int64_t chunk_ = 0;
   int64_t most_wanted_ = 1;
+  // New tokens of a run at most: fewer where each has rows of symbols.
+  int64_t most_tokens_ = kMostRowsAtOnce;
 };
 
 }  // namespace flyweight

@@ -2,7 +2,7 @@
 # at run time (kernels.cpp). The compiler never fuses a product and a sum by itself: where they are
 # fused the code says so, so that every build gives the same numbers.
 set(kernels_dir ${CMAKE_CURRENT_LIST_DIR})
-set(kernels_options -O3 -ffp-contract=off -Wno-psabi -Wno-unused-function)
+set(kernels_options ${optimise} -ffp-contract=off -Wno-psabi -Wno-unused-function)
 
 function(flyweight_kernels file)
     set_source_files_properties(

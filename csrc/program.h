@@ -9,16 +9,18 @@
 
 namespace flyweight {
 
-enum class Rows : int32_t { Tokens = 0, Patches = 1, Wanted = 2 };
-constexpr int kRowSets = 3;
+enum class Rows : int32_t { Tokens = 0, Patches = 1, Wanted = 2, Symbols = 3, Spelled = 4 };
+constexpr int kRowSets = 5;
+// Rows that exist for the wanted tokens alone.
+inline bool after_wanted(Rows rows) { return rows == Rows::Wanted || rows == Rows::Spelled; }
 
-enum class Index : int32_t { Token = 0, Position = 1, Offset = 2 };
+enum class Index : int32_t { Token = 0, Position = 1, Offset = 2, Symbol = 3 };
 
 enum class Kind : int32_t {
   Embed, NGrams, Matches, Norm, Product, Gated, Activate, Add, Scale, Rotate, Store, Attention,
-  Select, Pool, Spread,
+  Select, Pool, Spread, Within, Mean, Cut, Logs, Spell,
 };
-constexpr int kKinds = 15;
+constexpr int kKinds = 20;
 
 enum class WeightKind { Matrix, Table, Vector };
 
@@ -56,6 +58,15 @@ struct Slot {
   int64_t kv_heads, head_dim;
 };
 
+// Each token's symbols, `slots` of them: its own, then `pad` to the end. slots 0: nothing is spelled.
+struct Spelling {
+  int64_t slots = 0;
+  int32_t pad = 0;
+  std::vector<int32_t> symbols;
+
+  const int32_t* of(int64_t token) const { return symbols.data() + token * slots; }
+};
+
 struct Program {
   int64_t vocab_size = 0, context = 0, frequencies = 0;
   int32_t logits = -1;
@@ -63,6 +74,7 @@ struct Program {
   std::vector<Weight> weights;
   std::vector<Op> ops;
   std::vector<Slot> slots;
+  Spelling spelling;
 
   const Buffer& buffer(int32_t i) const { return buffers[static_cast<size_t>(i)]; }
   const Weight& weight(int32_t i) const { return weights[static_cast<size_t>(i)]; }
@@ -107,6 +119,13 @@ struct AttentionArgs {
   explicit AttentionArgs(const Op& op)
       : slot(op.ints[0]), column(op.ints[1]), heads(op.ints[2]), kv_heads(op.ints[3]),
         head_dim(op.ints[4]), window(op.ints[5]) {}
+};
+
+struct WithinArgs {
+  int64_t heads, head_dim;
+  bool masked;
+  explicit WithinArgs(const Op& op)
+      : heads(op.ints[0]), head_dim(op.ints[1]), masked(op.ints[2] != 0) {}
 };
 
 // Throws Error unless every index, width, shape and length fits: what passes can be run on any

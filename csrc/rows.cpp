@@ -32,7 +32,9 @@ void Executor::embed(const Op& op, int thread) {
   for (int64_t r = first; r < last; ++r) {
     const int64_t i = index == Index::Token      ? batch_.token(r)
                       : index == Index::Position ? batch_.position(op.rows, r)
-                                                 : batch_.cut(r).offset;
+                      : index == Index::Symbol   ? symbol(r)
+                      : op.rows == Rows::Tokens  ? batch_.cut(r).offset
+                                                 : r % program_.spelling.slots;
     float* y = row(op.target(), r);
     float* looked_up = accumulate ? scratch : y;
     weights_.row(op.weights[0], i, looked_up);

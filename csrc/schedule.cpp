@@ -46,7 +46,7 @@ class Scheduler {
         if (op.kind == Kind::Attention) {
           step.split = Split::Items;
           step.heads = AttentionArgs(op).kv_heads;
-        } else if (op.kind == Kind::Pool) {
+        } else if (op.kind == Kind::Pool || op.kind == Kind::Within || op.kind == Kind::Spell) {
           step.split = Split::Columns;
         } else if (load(op) == Load::Few) {
           step.heads = heads_of(i);
@@ -167,11 +167,16 @@ class Scheduler {
       case Kind::Attention:
       case Kind::Select:
       case Kind::Pool:
+      case Kind::Within:
+      case Kind::Mean:
+      case Kind::Cut:
+      case Kind::Spell:
         return true;
       case Kind::Embed:
         return op.ints[1] == 0;
       case Kind::Activate:
       case Kind::Scale:
+      case Kind::Logs:
         return op.source() != op.target();
       case Kind::Norm: {
         const NormArgs args(op);

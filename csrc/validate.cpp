@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kMostNumbers = int64_t{1} << 22;   // of a row
 constexpr int64_t kMostRows = int64_t{1} << 31;      // of a matrix, and tokens
 constexpr int64_t kMostContext = int64_t{1} << 24;
+constexpr int64_t kMostSlots = 64;
 
 class Checker {
  public:
@@ -37,6 +38,7 @@ class Checker {
       within("head_dim", s.head_dim, 1, kMostNumbers);
       within("kv_heads * head_dim", s.kv_heads * s.head_dim, 1, kMostNumbers);
     }
+    spelling();
     find_pool();
     stored.assign(p.slots.size(), 0);
     bool tail = false;
@@ -45,8 +47,8 @@ class Checker {
       within("kind", static_cast<int64_t>(op.kind), 0, kKinds - 1);
       at = text("operation ", i, " (", name_of(op.kind), ")");
       within("rows", static_cast<int64_t>(op.rows), 0, kRowSets - 1);
-      check(op.rows == Rows::Wanted || !tail, "operations on wanted rows come last");
-      tail = tail || op.rows == Rows::Wanted;
+      check(after_wanted(op.rows) || !tail, "operations on wanted rows come last");
+      tail = tail || after_wanted(op.rows);
       for (float f : op.floats) check(std::isfinite(f), "its numbers are finite");
       operation(op);
     }
@@ -64,6 +66,8 @@ class Checker {
   std::string at = "the program";
   std::vector<char> stored;
   const Op* pool = nullptr;
+  // One more than the largest symbol of the spelling.
+  int64_t symbols_ = 0;
 
   template <class... Parts>
   void check(bool holds, const Parts&... rule) const {
@@ -143,6 +147,24 @@ class Checker {
           ") of its type are ", expected);
   }
 
+  void spelling() {
+    const Spelling& s = p.spelling;
+    if (s.slots == 0 && s.symbols.empty()) return;
+    at = "the spelling";
+    within("slots", s.slots, 1, kMostSlots);
+    within("the pad", s.pad, 0, kMostNumbers);
+    const auto rows = static_cast<int64_t>(s.symbols.size()) / s.slots;
+    check(rows == p.vocab_size, "it spells ", rows, " tokens, not ", p.vocab_size);
+    for (int32_t symbol : s.symbols) {
+      within("a symbol", symbol, 0, kMostNumbers);
+      symbols_ = std::max<int64_t>(symbols_, symbol + 1);
+    }
+  }
+  int64_t slots() const {
+    check(p.spelling.slots > 0, "nothing is spelled in this program");
+    return p.spelling.slots;
+  }
+
   void find_pool() {
     int pools = 0, spreads = 0;
     for (const auto& op : p.ops) {
@@ -159,6 +181,7 @@ class Checker {
 
   void operation(const Op& op) {
     if (op.rows == Rows::Patches) patch_size();
+    if (op.rows == Rows::Symbols || op.rows == Rows::Spelled) slots();
     switch (op.kind) {
       case Kind::Embed: return embed(op);
       case Kind::NGrams: return ngrams(op);
@@ -177,18 +200,31 @@ class Checker {
       case Kind::Select: return select(op);
       case Kind::Pool: return pooled(op);
       case Kind::Spread: return spread(op);
+      case Kind::Within: return within_token(op);
+      case Kind::Mean: return mean(op);
+      case Kind::Cut: return cut(op);
+      case Kind::Logs:
+        counts(op, 1, 1, 0, 0, 0);
+        return elementwise(op);
+      case Kind::Spell: return spell(op);
     }
   }
 
   void embed(const Op& op) {
     counts(op, 0, 1, 1, 2, 1);
-    within("the index", op.ints[0], 0, 2);
+    within("the index", op.ints[0], 0, 3);
     within("accumulate", op.ints[1], 0, 1);
     const auto index = static_cast<Index>(op.ints[0]);
-    check(op.rows == Rows::Tokens || (op.rows == Rows::Patches && index == Index::Position),
-          "tokens alone are looked up; patches have positions");
+    const bool spelled = op.rows == Rows::Symbols || op.rows == Rows::Spelled;
+    check((op.rows == Rows::Tokens && index != Index::Symbol) ||
+              (op.rows == Rows::Patches && index == Index::Position) ||
+              (op.rows == Rows::Symbols && index == Index::Symbol) ||
+              (spelled && index == Index::Offset),
+          "its rows have no such index");
     const int64_t rows = index == Index::Token      ? p.vocab_size
                          : index == Index::Position ? p.context
+                         : index == Index::Symbol   ? symbols_
+                         : spelled                  ? slots()
                                                     : patch_size();
     looked_up(op.weights[0], rows, target(op).width);
   }
@@ -277,7 +313,7 @@ class Checker {
     // Its source, where it names one, is its target.
     counts(op, op.sources.empty() ? 0 : 1, 1, 0, 5, 0);
     check(op.sources.empty() || op.sources == op.targets, "its source is not its target");
-    check(op.rows != Rows::Wanted, "wanted rows are not rotated");
+    check(op.rows == Rows::Tokens || op.rows == Rows::Patches, "tokens and patches alone rotate");
     const RotateArgs args(op);
     columns(target(op), args.column, args.heads, args.head_dim);
     within("rotating dimensions", args.dims, 2, args.head_dim);
@@ -327,6 +363,40 @@ class Checker {
     check(buffer(op.source(), Rows::Patches).width == target(op).width,
           "its buffers differ in width");
   }
+  void within_token(const Op& op) {
+    counts(op, 1, 1, 0, 3, 1);
+    slots();
+    const WithinArgs args(op);
+    within("masked", op.ints[2], 0, 1);
+    check(op.rows == Rows::Symbols || (op.rows == Rows::Spelled && !args.masked),
+          "its rows are symbols, or spelled ones of which none is masked");
+    within("heads", args.heads, 1, kMostNumbers);
+    columns(source(op), 0, 3 * args.heads, args.head_dim);
+    check(target(op).width == args.heads * args.head_dim, "its target has ", target(op).width,
+          " columns, not ", args.heads * args.head_dim);
+    apart(source(op), target(op));
+  }
+  void mean(const Op& op) {
+    counts(op, 1, 1, 0, 0, 0);
+    slots();
+    check(op.rows == Rows::Tokens, "its rows are the tokens");
+    check(buffer(op.source(), Rows::Symbols).width == target(op).width,
+          "its buffers differ in width");
+  }
+  void cut(const Op& op) {
+    counts(op, 1, 1, 0, 0, 0);
+    check(op.rows == Rows::Spelled, "its rows are the spelled ones");
+    check(buffer(op.source(), Rows::Wanted).width == slots() * target(op).width,
+          "its source is not as wide as its slots together");
+  }
+  void spell(const Op& op) {
+    counts(op, 1, 1, 0, 0, 0);
+    slots();
+    check(op.rows == Rows::Wanted, "its rows are the wanted ones");
+    const int64_t width = buffer(op.source(), Rows::Spelled).width;
+    check(width >= symbols_, "its source has ", width, " columns for ", symbols_, " symbols");
+    check(target(op).width == p.vocab_size, "its target is not as wide as the vocabulary");
+  }
 };
 
 }  // namespace
@@ -336,7 +406,8 @@ void validate(const Program& program) { Checker(program).all(); }
 const char* name_of(Kind kind) {
   static const char* const names[kKinds] = {
       "EMBED", "NGRAMS", "MATCHES", "NORM",   "PRODUCT", "GATED", "ACTIVATE", "ADD",
-      "SCALE", "ROTATE", "STORE",   "ATTENTION", "SELECT", "POOL",  "SPREAD"};
+      "SCALE", "ROTATE", "STORE",   "ATTENTION", "SELECT", "POOL",  "SPREAD",   "WITHIN",
+      "MEAN",  "CUT",    "LOGS",    "SPELL"};
   return names[static_cast<int>(kind)];
 }
 

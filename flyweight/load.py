@@ -97,10 +97,12 @@ def _with_torch(found: Stored, threads: int | None) -> Talker:
 
     if threads is not None:
         torch.set_num_threads(threads)
-    decoder = Decoder(found.spec)
+    decoder, words = Decoder(found.spec), found.words()
     fill_weights(decoder, found.weights, found.path)
+    if decoder.slots is not None:
+        decoder.slots.spell(words)
     kind = TorchModel if found.spec.encoder is None else AnsweringModel
-    return kind(found.called, decoder, found.words())
+    return kind(found.called, decoder, words)
 
 
 class Stored(NamedTuple):

@@ -5,13 +5,17 @@ What the program computes is what flyweight/model computes; the tests hold the t
 
 from __future__ import annotations
 
-from flyweight.engine import patches
+import numpy as np
+from numpy.typing import NDArray
+
+from flyweight.engine import patches, slots
 from flyweight.engine.emit import Emitter, Tensors
 from flyweight.engine.plan import plan
-from flyweight.engine.program import Index, Kind, Program, Rows
+from flyweight.engine.program import Index, Kind, Program, Rows, Spelling
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.frequencies import alibi_slopes
-from flyweight.spec.model import ModelSpec, Norm, PatchInput
+from flyweight.spec.model import ModelSpec, Norm, PatchInput, SlotInput
+from flyweight.text.spelling import PAD
 
 
 def uncovered(spec: ModelSpec) -> str | None:
@@ -20,13 +24,15 @@ def uncovered(spec: ModelSpec) -> str | None:
         return "encoders (encoder-decoder models)"
     if spec.position.kind == "relative":
         return 'relative positions (position.kind = "relative")'
-    if spec.input.kind == "slots":
-        return 'byte slots (input.kind = "slots")'
     return None
 
 
-def compile_model(spec: ModelSpec, tensors: Tensors) -> Program:
+def compile_model(
+    spec: ModelSpec, tensors: Tensors, spelling: NDArray[np.int32] | None = None
+) -> Program:
     """The program of ``spec`` with the weights of ``tensors`` (our names), memory planned.
+
+    ``spelling`` (vocabulary, slots): flyweight.text.spelling's, for a model of byte slots.
 
     Raises FlyweightError where the engine does not know a part of the spec, CorruptFileError
     where a tensor is missing or has another shape.
@@ -34,6 +40,9 @@ def compile_model(spec: ModelSpec, tensors: Tensors) -> Program:
     if reason := uncovered(spec):
         raise FlyweightError(f"the native engine has no {reason}; take --engine torch")
     emit = Emitter(spec, tensors)
+    if isinstance(spec.input, SlotInput):
+        assert spelling is not None and spelling.shape == (spec.vocab_size, spec.input.slots)
+        emit.program.spelling = Spelling(np.ascontiguousarray(spelling, dtype=np.int32), PAD)
     x = _embedding(emit)
     if isinstance(spec.input, PatchInput):
         patches.through_patches(emit, spec.input, x, core)
@@ -49,6 +58,14 @@ def compile_model(spec: ModelSpec, tensors: Tensors) -> Program:
 def _embedding(emit: Emitter) -> int:
     """The tokens' vectors with all that is added to them, in a new buffer."""
     spec, rows, width = emit.spec, Rows.TOKENS, emit.spec.embedding_width
+    if isinstance(spec.input, SlotInput):
+        x = slots.read_symbols(emit, spec.input)
+        if spec.position.kind == "learned":
+            table = emit.table("embedding.positions", spec.context, width)
+            emit.op(Kind.EMBED, rows, [], [x], [table], [Index.POSITION, 1], [1.0])
+        if spec.scale.embedding != 1.0:
+            emit.op(Kind.SCALE, rows, [x], [x], floats=[spec.scale.embedding])
+        return x
     x = emit.buffer("stream", rows, width)
     featured = spec.ngrams is not None or spec.matches is not None
     scale = spec.scale.embedding
@@ -144,6 +161,9 @@ def _head(emit: Emitter, x: int) -> None:
     hidden = emit.buffer("wanted", rows, spec.embedding_width)
     emit.op(Kind.SELECT, rows, [x], [hidden])
     emit.norm(rows, spec.norm, "norm", hidden, hidden)
+    if isinstance(spec.input, SlotInput):
+        emit.program.logits = slots.spell(emit, spec.input, hidden)
+        return
     logits = emit.buffer("logits", rows, spec.vocab_size)
     scale = spec.scale.logits
     if spec.tie_embeddings:

@@ -211,8 +211,12 @@ class Emitter:
         scale: float = 1.0,
         update: str = "",
         rank: int = 0,
+        add: bool = True,
     ) -> None:
-        """h += scale feedforward(x), with this use's low-rank ``update`` of ``rank`` if any."""
+        """h += scale feedforward(x), with this use's low-rank ``update`` of ``rank`` if any.
+
+        h = where not ``add``.
+        """
         hidden, width = spec.hidden, self.width(x)
         activation = ACTIVATIONS[spec.kind]
         m = self.buffer("hidden", rows, hidden)
@@ -241,7 +245,7 @@ class Emitter:
                 self.product(rows, x, m, [matrix], biases)
                 self._low_rank(rows, f"{update}.up", rank, x, m)
                 self.op(Kind.ACTIVATE, rows, [m], [m], ints=[activation])
-        self.linear(rows, f"{name}.down", m, h, spec.bias, add=True, scale=scale)
+        self.linear(rows, f"{name}.down", m, h, spec.bias, add=add, scale=scale)
         if rank:
             self._low_rank(rows, f"{update}.down", rank, m, h, scale)
 

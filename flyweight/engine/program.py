@@ -1,9 +1,11 @@
 """The flat program that a model is compiled to: operations over named buffers.
 
-A program runs on a batch of rows. Three sets of rows exist in a run: the new TOKENS of all
+A program runs on a batch of rows. These sets of rows exist in a run: the new TOKENS of all
 sequences (bytes in a byte model), the PATCHES that those tokens complete, and the WANTED tokens,
-those whose logits are asked for. Every buffer and every operation belongs to one of them. A buffer
-holds float32, one row of ``width`` numbers per row of its set.
+those whose logits are asked for; where tokens are spelled in S symbols each, the S rows of SYMBOLS
+of every token, one token's after another's, and the S SPELLED rows of every wanted token. Every
+buffer and every operation belongs to one of them. A buffer holds float32, one row of ``width``
+numbers per row of its set.
 
 Weights are referred to by their place in ``Program.weights``: a matrix that many operations name
 is one set of bytes. csrc/program.h has the same operations in the same order.
@@ -22,6 +24,8 @@ class Rows(IntEnum):
     TOKENS = 0
     PATCHES = 1
     WANTED = 2
+    SYMBOLS = 3
+    SPELLED = 4
 
 
 class Activation(IntEnum):
@@ -39,8 +43,10 @@ class Index(IntEnum):
     TOKEN = 0
     # The row's position in its sequence.
     POSITION = 1
-    # The byte's place in its patch.
+    # The byte's place in its patch; a symbol's in its token.
     OFFSET = 2
+    # The symbol itself.
+    SYMBOL = 3
 
 
 class Kind(IntEnum):
@@ -93,6 +99,20 @@ class Kind(IntEnum):
     # y (TOKENS) += x (PATCHES) of the last complete patch of the row's sequence, at or before
     # the row itself; nothing before the first. The last is kept in the sequence.
     SPREAD = 14
+    # y = softmax(f0 q kᵀ) v over the rows of one token (SYMBOLS, SPELLED), both ways. s0 holds
+    # queries, keys and values side by side.  i0: heads, i1: head_dim, i2: 1 where only real rows
+    # are seen: those before the token's first pad, the first row always.
+    WITHIN = 15
+    # y (TOKENS) = the mean of a token's real rows of x (SYMBOLS).
+    MEAN = 16
+    # y (SPELLED) = the columns of x (WANTED) that are the slot's: row r S + s has those from s
+    # times its width on.
+    CUT = 17
+    # y = x - ln(sum(exp(x)))
+    LOGS = 18
+    # y (WANTED) = for each token of the vocabulary the sum of x (SPELLED) at its symbols, slot by
+    # slot to the token's first pad, which counts.
+    SPELL = 19
 
 
 @dataclass(frozen=True)
@@ -143,9 +163,20 @@ class Slot:
     head_dim: int
 
 
+@dataclass(frozen=True)
+class Spelling:
+    """How tokens are spelled: ``symbols`` (vocabulary, slots), ``pad`` after a token's end."""
+
+    symbols: NDArray[np.int32]
+    pad: int
+
+
 @dataclass
 class Program:
-    """All that the executor needs. ``logits`` is the buffer (WANTED) that the last op fills."""
+    """All that the executor needs. ``logits`` is the buffer (WANTED) that the last op fills.
+
+    ``spelling``: None where no operation works on symbols.
+    """
 
     vocab_size: int
     context: int
@@ -156,3 +187,4 @@ class Program:
     logits: int = -1
     # The rotating dimensions of a head, halved: the length of a sequence's frequencies.
     frequencies: int = 0
+    spelling: Spelling | None = None

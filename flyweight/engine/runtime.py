@@ -15,9 +15,10 @@ from flyweight.engine.emit import Tensors
 from flyweight.engine.positions import Reading, reading
 from flyweight.engine.program import Kind, Program
 from flyweight.spec.errors import FlyweightError
-from flyweight.spec.model import ModelSpec
+from flyweight.spec.model import ModelSpec, SlotInput
 from flyweight.spec.position import LongRope
 from flyweight.spec.table import nearest
+from flyweight.text.spelling import spelling
 from flyweight.text.talk import SCORED_AT_ONCE, Sampling, Step, Talker, windows
 from flyweight.text.tokenizer import Tokenizer
 
@@ -89,7 +90,9 @@ class NativeModel(Talker):
         self._cache = CACHES[cache]
         isa = os.environ.get("FLYWEIGHT_ISA", "")
         _check_isa(isa, _native.kernels.instruction_sets())
-        program = compile_model(spec, tensors)
+        slots = spec.input.slots if isinstance(spec.input, SlotInput) else 0
+        spelled = spelling(tokenizer, spec.vocab_size, slots) if slots else None
+        program = compile_model(spec, tensors, spelled)
         self._bytes = _Read(program)
         self._native = _native
         self._executor = _native.Executor(program, threads or _native.available_processors(), isa)

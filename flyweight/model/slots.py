@@ -15,11 +15,9 @@ from flyweight.model.attention import Attention, Scene
 from flyweight.model.block import Block
 from flyweight.model.feedforward import FeedForward
 from flyweight.model.layers import Linear, Norm
-from flyweight.spec.errors import ConfigurationError
 from flyweight.spec.model import ModelSpec, SlotInput
+from flyweight.text.spelling import PAD, SYMBOLS, spelling
 from flyweight.text.tokenizer import Tokenizer
-
-PAD, EOT, SYMBOLS = 256, 257, 258
 
 
 def _inside(spec: ModelSpec, slots: SlotInput, width: int) -> ModelSpec:
@@ -78,25 +76,13 @@ class Slots(nn.Module):
         self.head = Linear(slots.width, SYMBOLS)
         self.spelling: Tensor
         empty = torch.full((spec.vocab_size, slots.slots), PAD, dtype=torch.int32)
-        self.register_buffer("spelling", empty)
+        # The tokenizer's, not the model's: checkpoints and model folders have both.
+        self.register_buffer("spelling", empty, persistent=False)
 
     def spell(self, tokenizer: Tokenizer) -> None:
-        """Fill ``spelling`` from a tokenizer. A token longer than the slots is an error."""
-        long = []
-        for token in range(tokenizer.vocab_size):
-            text = tokenizer.token_bytes(token)
-            symbols = [EOT] if token == tokenizer.eot_id else list(text)
-            if len(symbols) > self.count:
-                long.append(text)
-                continue
-            self.spelling[token] = PAD
-            self.spelling[token, : len(symbols)] = torch.tensor(symbols, dtype=torch.int32)
-        if long:
-            raise ConfigurationError(
-                f"model.input.slots = {self.count}, but {len(long)} tokens of the tokenizer are"
-                f" longer, {max(long, key=len)!r} among them; train it with"
-                f" text.tokenizer.max_bytes = {self.count}, or give more slots"
-            )
+        """Fill ``spelling`` from a tokenizer; as ``flyweight.text.spelling`` does."""
+        found = spelling(tokenizer, *self.spelling.shape)
+        self.spelling.copy_(torch.from_numpy(found))
 
     def embed(self, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
         """One vector per token, the mean over its bytes after the front. (B, T, D)."""

@@ -59,7 +59,7 @@ def placeholder(size: int) -> Tokenizer:
         raise FlyweightError(
             f"a vocabulary of {size} tokens is too small for a placeholder: bytes take 257"
         )
-    tokens = [*byte_characters(), EOT, *(f"[placeholder_{id}]" for id in range(257, size))]
+    tokens = [*byte_characters(), EOT, *(f"[{id}]" for id in range(257, size))]
     vocab = {token: id for id, token in enumerate(tokens)}
     return SubwordTokenizer(byte_level_document(vocab, [], "gpt-2", [EOT]))
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flyweight.engine.program import Kind, Op, Program, Rows
+from flyweight.engine.program import Kind, Op, Program, Rows, Spelling
 from flyweight.spec.errors import FlyweightError
 
 from .tiny import Array, Tiny, frequencies, native, small_model
@@ -253,14 +253,25 @@ def mutate(program: Program, draw: Any) -> None:
     value = draw(
         st.sampled_from([-1, 0, 1, 2, 3, 7, 8, 31, 33, 64, 2**22, 2**31 - 1, 2**40, -(2**62)])
     )
-    where = draw(st.sampled_from(["program", "buffer", "weight", "op", "op", "op", "slot"]))
+    where = draw(
+        st.sampled_from(["program", "buffer", "weight", "op", "op", "op", "slot", "spelling"])
+    )
     if where == "program":
         name = draw(st.sampled_from(["vocab_size", "context", "logits", "frequencies"]))
         setattr(program, name, value)
         return
+    if where == "spelling" and program.spelling is not None:
+        symbols, value = program.spelling.symbols.copy(), max(-(2**31), min(value, 2**31 - 1))
+        what = draw(st.sampled_from(["pad", "symbol", "rows", "slots", "none"]))
+        symbols[draw(st.integers(0, 31)), 0] = value if what == "symbol" else symbols[0, 0]
+        symbols = {"rows": symbols[:-1], "slots": symbols[:, :1]}.get(what, symbols)
+        pad = value if what == "pad" else program.spelling.pad
+        made = Spelling(np.ascontiguousarray(symbols), pad)
+        program.spelling = None if what == "none" else made
+        return
     things: list[Any] = {
         "buffer": program.buffers, "weight": program.weights, "op": program.ops,
-        "slot": program.slots,
+        "slot": program.slots, "spelling": program.ops,
     }[where]  # fmt: skip
     i = draw(st.integers(0, len(things) - 1))
     fields = [f.name for f in dataclasses.fields(things[i]) if f.name not in ("name", "data")]
@@ -299,6 +310,15 @@ def all_kinds() -> Tiny:
         Kind.MATCHES, (), (x,), (tiny.weight(rng.standard_normal((66, 16)), "table"),), (32, 1, 2)
     )
     tiny.op(Kind.ADD, (grams,), (x,), (), (), (1.0,))
+    symbols = np.stack((np.arange(32) % 9, np.arange(32) % 2 * 9), 1).astype(np.int32)
+    tiny.program.spelling = Spelling(symbols, 9)
+    letters, read = tiny.buffer(24, Rows.SYMBOLS), tiny.buffer(8, Rows.SYMBOLS)
+    alphabet = tiny.weight(rng.standard_normal((10, 24)), "table")
+    tiny.op(Kind.EMBED, (), (letters,), (alphabet,), (3, 0), (1.0,), Rows.SYMBOLS)
+    tiny.op(Kind.WITHIN, (letters,), (read,), (), (2, 4, 1), (0.5,), Rows.SYMBOLS)
+    mean, widen = tiny.buffer(8), tiny.weight(rng.standard_normal((16, 8)))
+    tiny.op(Kind.MEAN, (read,), (mean,))
+    tiny.op(Kind.PRODUCT, (mean,), (x,), (widen, -1), (1, 0, 1, 0), (1.0,))
     core = tiny.buffer(32, Rows.PATCHES)
     tiny.op(Kind.POOL, (x,), (core,), (), (0, 3), rows=Rows.PATCHES)
     qkv, out = tiny.buffer(24, Rows.PATCHES), tiny.buffer(8, Rows.PATCHES)
@@ -327,9 +347,12 @@ def all_kinds() -> Tiny:
     tiny.op(Kind.NORM, (grams,), (normed,), (-1, -1), (1, 16, 0, 16), (1e-5,))
     chosen, tiny.program.logits = tiny.buffer(16, Rows.WANTED), tiny.buffer(32, Rows.WANTED)
     tiny.op(Kind.SELECT, (normed,), (chosen,), rows=Rows.WANTED)
-    tiny.op(
-        Kind.PRODUCT, (chosen,), (tiny.program.logits,), (0, -1), (0, 0, 1, 0), (1.0,), Rows.WANTED
-    )
+    wide = tiny.buffer(32, Rows.WANTED)
+    tiny.op(Kind.PRODUCT, (chosen,), (wide,), (0, -1), (0, 0, 1, 0), (1.0,), Rows.WANTED)
+    spelled = tiny.buffer(16, Rows.SPELLED)
+    tiny.op(Kind.CUT, (wide,), (spelled,), rows=Rows.SPELLED)
+    tiny.op(Kind.LOGS, (spelled,), (spelled,), rows=Rows.SPELLED)
+    tiny.op(Kind.SPELL, (spelled,), (tiny.program.logits,), rows=Rows.WANTED)
     return tiny
 
 

@@ -28,6 +28,7 @@ from flyweight.spec.errors import FlyweightError  # noqa: E402
 from flyweight.spec.model import ModelSpec  # noqa: E402
 from flyweight.spec.run import RunSpec  # noqa: E402
 from flyweight.text.bytes import ByteTokenizer  # noqa: E402
+from flyweight.text.subword import SubwordTokenizer  # noqa: E402
 
 PROMPT = "def heappush(heap, item):"
 LLAMA: dict[str, Any] = {
@@ -140,12 +141,47 @@ def test_the_engine_is_chosen(folder: Callable[..., Path], run: Path) -> None:
         flyweight.load(path, format="q9_0")
 
 
-def test_byte_slots_are_left_to_torch(folder: Callable[..., Path]) -> None:
-    slots = {"kind": "slots", "slots": 3, "width": 8, "hidden": 16, "heads": 2}
-    path = folder(LLAMA | {"input": {**slots, "front_depth": 1, "decoder_depth": 1}})
-    assert isinstance(flyweight.load(path), TorchModel)
-    with pytest.raises(FlyweightError, match="--engine native: .*byte slots"):
-        flyweight.load(path, engine="native")
+SLOTS = LLAMA | {
+    "vocab_size": 300,
+    "input": {"kind": "slots", "slots": 6, "width": 16, "hidden": 32, "heads": 2}
+    | {"front_depth": 2, "decoder_depth": 2},
+}
+
+
+def slot_folder(path: Path, slots: int = 6) -> Path:
+    """A model of byte slots; its tokenizer's tokens are up to six bytes long."""
+    text = "".join(f"def read_{i}(path, item):\n    return open(path)\n" for i in range(300))
+    words = SubwordTokenizer.train("bpe", 300, [text], max_bytes=6)
+    model = decoder(SLOTS | {"input": {**SLOTS["input"], "slots": slots}})
+    weights = path.with_suffix(".safetensors")
+    write_tensors(weights, model.state_dict())
+    write_model_folder(path, "slots", model.spec, weights, words.to_json())
+    return path
+
+
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_tokens_spelled_in_byte_slots_are_the_torch_models(form: str, tmp_path: Path) -> None:
+    path = slot_folder(tmp_path / "slots")
+    if form == "gguf":
+        assert main(["export", str(path), f"{path}.gguf", "--to", "gguf", "--type", "f32"]) == 0
+        path = path.with_name("slots.gguf")
+    native, theirs = flyweight.load(path, threads=2), flyweight.load(path, engine="torch")
+    assert isinstance(native, NativeModel) and isinstance(theirs, TorchModel)
+    assert max(len(native.tokenizer.token_bytes(t)) for t in range(299)) >= 4
+    mine, expected = native.logprobs(PROMPT * 9), theirs.logprobs(PROMPT * 9)
+    assert [t for t, _ in mine] == [t for t, _ in expected] and len(mine) > 128
+    assert [p for _, p in mine] == pytest.approx([p for _, p in expected], abs=1e-4)
+    assert native.generate(PROMPT, 40, 40) == theirs.generate(PROMPT, 40, 40)
+    done = without_torch("generate", str(path), PROMPT, "--temperature", "0", "--max-tokens", "9")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == theirs.generate(PROMPT, 9) + "\n"
+
+
+def test_a_token_longer_than_its_slots_is_one_clear_error(tmp_path: Path) -> None:
+    path = slot_folder(tmp_path / "slots", slots=3)
+    done = without_torch("generate", str(path), "a")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "model.input.slots = 3, but" in done.stderr and "longer" in done.stderr
 
 
 def test_formats_and_caches_change_the_memory_and_hardly_the_scores(

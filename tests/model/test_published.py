@@ -200,7 +200,7 @@ def stlm_bytes(w: Weights, tokens: list[int]) -> Array:
 
     The score of a token is log p of its bytes and of the end after them.
     """
-    spelling = w["slots.spelling"].astype(int)
+    spelling = w["spelling"].astype(int)
     vectors = []
     for token in tokens:
         real = spelling[token] != 256
@@ -309,7 +309,8 @@ def small(name: str, changes: dict[str, Any]) -> Decoder:
 
 
 def weights(model: Decoder) -> Weights:
-    return {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+    found = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+    return found if model.slots is None else found | {"spelling": model.slots.spelling.numpy()}
 
 
 def near(found: torch.Tensor, expected: Array) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from flyweight.engine.compile import uncovered  # noqa: E402
+from flyweight.engine.compile import compile_model, uncovered  # noqa: E402
+from flyweight.engine.program import Program  # noqa: E402
 from flyweight.files.weights import StoredTensor  # noqa: E402
 from flyweight.model.decoder import Decoder  # noqa: E402
 from flyweight.spec.model import ModelSpec  # noqa: E402
+from flyweight.text.spelling import PAD  # noqa: E402
 from flyweight.zoo import catalog  # noqa: E402
 
 EOT = 257
@@ -24,6 +26,7 @@ FEATURES = {
     "ngrams": {"orders": [2, 3, 5], "rows": 64, "dim": 6},
     "matches": {"lengths": [1, 3, 6]},
 }
+SLOTS = {"kind": "slots", "slots": 5, "width": 16, "hidden": 24, "heads": 2, "decoder_depth": 2}
 _TOKENS: dict[str, Any] = {
     "vocab_size": 258,
     "width": 32,
@@ -85,6 +88,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "dynamic": {"position": {"scaling": {"kind": "dynamic", "factor": 4.0, "original": 24}}},
     "llama3": {"position": {"scaling": {"kind": "llama3", "factor": 8.0, "original": 32}}},
     "longrope": {"position": {"fraction": 0.5, "scaling": _LONG}},
+    "slots": {"input": {**SLOTS, "front_depth": 2}},
+    "slots, learned, scaled, layer norm": {
+        "input": {**SLOTS, "front_depth": 1, "heads": 4},
+        "position": {"kind": "learned"},
+        "norm": {"kind": "layer", "bias": True},
+        "scale": {"embedding": 3.0, "residual": 0.5},
+    },
+    "two slots, alibi": {
+        "input": {**SLOTS, "slots": 2, "front_depth": 2, "front_widths": [24, 32]},
+        "position": {"kind": "alibi"},
+    },
 }
 
 
@@ -107,6 +121,9 @@ def reduced(name: str) -> dict[str, Any]:
     values["feedforward"]["hidden"] = 72
     if values["input"]["kind"] == "patches":
         values["input"] |= {"width": 24, "hidden": 40}
+    if values["input"]["kind"] == "slots":
+        fronts = {"front_depth": 2, "front_widths": [32, values["width"]]}
+        values["input"] |= {**SLOTS, **fronts}
     if "ngrams" in values:
         values["ngrams"] |= {"rows": 64, "dim": 6}
     if "scaling" in values["position"]:
@@ -131,7 +148,20 @@ def build(values: dict[str, Any], seed: int = 0) -> Decoder:
             wide = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.2
             noise = torch.randn(parameter.shape, generator=generator) * wide
             parameter.copy_(noise if parameter.ndim > 1 else parameter + noise)
+        if model.slots is not None:
+            # Tokens of every length, one without any bytes, and <eot>.
+            table = model.slots.spelling
+            table.copy_(torch.randint(0, 256, table.shape, generator=generator))
+            lengths = torch.arange(len(table)) % table.shape[1] + 1
+            table[torch.arange(table.shape[1]) >= lengths[:, None]] = PAD
+            table[7], table[EOT, 1:], table[EOT, 0] = PAD, PAD, EOT
     return model.eval()
+
+
+def compiled(decoder: Decoder, tensors: Mapping[str, StoredTensor]) -> Program:
+    """The program of a decoder, its tokens spelled as the decoder has them."""
+    spelled = None if decoder.slots is None else decoder.slots.spelling.numpy()
+    return compile_model(decoder.spec, tensors, spelled)
 
 
 def stored(decoder: Decoder) -> dict[str, StoredTensor]:

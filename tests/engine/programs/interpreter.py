@@ -61,6 +61,8 @@ class Interpreter:
         self.tokens: list[int] = []
         self.keys: list[list[Floats]] = [[] for _ in program.slots]
         self.values: list[list[Floats]] = [[] for _ in program.slots]
+        spelling = program.spelling
+        self.slots = 0 if spelling is None else spelling.symbols.shape[1]
         pool = next((op for op in program.ops if op.kind == Kind.POOL), None)
         self.patching = None if pool is None else (bool(pool.ints[0]), pool.ints[1])
         self.offset = -1
@@ -73,11 +75,13 @@ class Interpreter:
         self.first = len(self.tokens)
         self.tokens += tokens
         self.new, self.wanted = len(tokens), wanted
-        self.cut()
+        self.cut_patches()
         counts = {
             Rows.TOKENS: self.new,
             Rows.PATCHES: int(sum(self.ends)),
             Rows.WANTED: len(wanted),
+            Rows.SYMBOLS: self.slots * self.new,
+            Rows.SPELLED: self.slots * len(wanted),
         }
         self.first_patch = self.patches
         self.patches += counts[Rows.PATCHES]
@@ -90,7 +94,7 @@ class Interpreter:
             getattr(self, Kind(op.kind).name.lower())(op)
         return self.buffers[self.program.logits].copy()
 
-    def cut(self) -> None:
+    def cut_patches(self) -> None:
         """Where patches end among the new tokens, and each one's place in its patch."""
         self.ends, self.offsets = [False] * self.new, [0] * self.new
         if self.patching is None:
@@ -113,9 +117,14 @@ class Interpreter:
         first = self.first if rows == Rows.TOKENS else self.first_patch
         return first + np.arange(self.new if rows == Rows.TOKENS else sum(self.ends))
 
-    def index(self, kind: int) -> NDArray[np.int64]:
+    def index(self, kind: int, rows: int) -> NDArray[np.int64]:
         if kind == Index.TOKEN:
             return np.array(self.tokens[self.first :])
+        if kind == Index.SYMBOL:
+            return self.program.spelling.symbols[self.tokens[self.first :]].reshape(-1)
+        if rows in (Rows.SYMBOLS, Rows.SPELLED):
+            tokens = self.new if rows == Rows.SYMBOLS else len(self.wanted)
+            return np.tile(np.arange(self.slots), tokens)
         return self.positions(Rows.TOKENS) if kind == Index.POSITION else np.array(self.offsets)
 
     def s(self, op: Op, i: int = 0) -> Floats:
@@ -128,7 +137,7 @@ class Interpreter:
         return None if op.weights[i] < 0 else self.weights[op.weights[i]]
 
     def embed(self, op: Op) -> None:
-        rows = op.floats[0] * self.w(op, 0)[self.index(op.ints[0])]
+        rows = op.floats[0] * self.w(op, 0)[self.index(op.ints[0], op.rows)]
         self.t(op)[:] = self.t(op) + rows if op.ints[1] else rows
 
     def history(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -240,6 +249,44 @@ class Interpreter:
                 self.last = next(rows).copy()
             if self.last is not None:
                 self.t(op)[i] += self.last
+
+    def real(self, token: int) -> int:
+        """How many slots of a token count."""
+        spelling = self.program.spelling
+        return max(1, [*spelling.symbols[token], spelling.pad].index(spelling.pad))
+
+    def within(self, op: Op) -> None:
+        heads, dim, masked = op.ints
+        tokens = self.tokens[self.first :] if op.rows == Rows.SYMBOLS else self.wanted
+        for i, token in enumerate(tokens):
+            own = slice(i * self.slots, (i + 1) * self.slots)
+            seen = self.real(token) if masked else self.slots
+            q, k, v = (
+                self.s(op)[own, : 3 * heads * dim].reshape(self.slots, 3, heads, dim).swapaxes(0, 1)
+            )
+            scores = op.floats[0] * np.einsum("qhd,khd->hqk", q, k[:seen])
+            p = np.exp(scores - scores.max(-1, keepdims=True))
+            p /= p.sum(-1, keepdims=True)
+            self.t(op)[own] = np.einsum("hqk,khd->qhd", p, v[:seen]).reshape(self.slots, -1)
+
+    def mean(self, op: Op) -> None:
+        rows = self.s(op).reshape(self.new, self.slots, -1)
+        for i, token in enumerate(self.tokens[self.first :]):
+            self.t(op)[i] = rows[i, : self.real(token)].mean(0)
+
+    def cut(self, op: Op) -> None:
+        self.t(op)[:] = self.s(op).reshape(len(self.wanted) * self.slots, -1)
+
+    def logs(self, op: Op) -> None:
+        x = self.s(op)
+        top = x.max(-1, keepdims=True)
+        self.t(op)[:] = x - top - np.log(np.exp(x - top).sum(-1, keepdims=True))
+
+    def spell(self, op: Op) -> None:
+        spelling, logs = self.program.spelling, self.s(op).reshape(len(self.wanted), self.slots, -1)
+        for token, symbols in enumerate(spelling.symbols):
+            end = [*symbols, spelling.pad].index(spelling.pad) + 1
+            self.t(op)[:, token] = sum(logs[:, s, symbol] for s, symbol in enumerate(symbols[:end]))
 
 
 def letter(token: int) -> bool:

@@ -11,11 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 native = pytest.importorskip("flyweight.engine._native", reason="the engine is not built")
 
-from flyweight.engine.compile import compile_model  # noqa: E402
 from flyweight.engine.positions import reading  # noqa: E402
 from flyweight.files.convert import Converted  # noqa: E402
 from flyweight.files.weights import StoredTensor, dequantised  # noqa: E402
 from flyweight.model.decoder import Decoder  # noqa: E402
+
+from .conftest import compiled  # noqa: E402
 
 TensorsOf = Callable[[Decoder], dict[str, StoredTensor]]
 ISAS = native.kernels.instruction_sets()
@@ -29,7 +30,7 @@ class Machine:
         self, decoder: Decoder, tensors: Any, threads: int = 1, isa: str = "", cache: int = F32
     ) -> None:
         self.spec, self.cache = decoder.spec, cache
-        self.executor = native.Executor(compile_model(decoder.spec, tensors), threads, isa)
+        self.executor = native.Executor(compiled(decoder, tensors), threads, isa)
 
     def run(self, tokens: list[int], *sizes: int) -> Any:
         """Logits after every token, the tokens fed in pieces of ``sizes``, then the rest."""
@@ -131,7 +132,7 @@ def test_blocks_that_do_not_fit_are_kept_in_16_bits_and_told(
     decoder = make({"feedforward": {"kind": "swiglu", "hidden": 72}})
     notes: list[str] = []
     converted = Converted(tensors_of(decoder), decoder.spec, "q4_0", notes.append)
-    program = compile_model(decoder.spec, converted)
+    program = compiled(decoder, converted)
     formats = {w.name: w.format for w in program.weights}
     assert formats["blocks.0.feedforward.down.weight"] == 1
     assert formats["blocks.0.attention.qkv.weight"] == 2

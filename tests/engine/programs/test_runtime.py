@@ -42,6 +42,8 @@ def both(
 ) -> tuple[NativeModel, TorchModel]:
     words = tokenizer or ByteTokenizer()
     tensors = tensors_of(decoder)
+    if decoder.slots is not None:
+        decoder.slots.spell(words)
     native = NativeModel("tiny", decoder.spec, tensors, words, **{"threads": 1, **settings})
     return native, TorchModel("tiny", decoder, words)
 
