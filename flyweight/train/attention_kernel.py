@@ -43,14 +43,15 @@ def gradients(
     isa = os.environ.get("FLYWEIGHT_ISA", "")
     seen = None if mask is None else mask[:, 0].mT.contiguous().view(torch.uint8).numpy()
     given = [_bits(t) for t in (grad, q, k, v, out)]
+    sums = lse.detach().numpy()
     made = [_bits(t) for t in (dq, dk, dv)]
 
     def part(first: int, last: int) -> None:
-        kernels.attention_gradient(isa, *given, lse.numpy(), seen, scale, *made, first, last)
+        kernels.attention_gradient(isa, *given, sums, seen, scale, *made, first, last)
 
     share(k.shape[0] * k.shape[1], part)
     return dq, dk, dv
 
 
 def _bits(x: Tensor) -> NDArray[np.uint16]:
-    return x.view(torch.uint16).numpy()
+    return x.detach().view(torch.uint16).numpy()
