@@ -102,6 +102,17 @@ struct Kernels {
   // The gradients of the key-value heads [first, last), counted through all sequences, and of the
   // query heads that read them.
   void (*attention_gradient)(const AttentionGradient&, int64_t first, int64_t last);
+  // Rows of n numbers, F32 or BF16. y = gain x r, r = 1 / sqrt(mean(x²) + eps), which is returned;
+  // gain may be null.
+  float (*rms_norm_row)(Format, int64_t n, const void* x, const float* gain, float eps, void* y);
+  // Its gradient by x, and dgain += the one by gain, where not null.
+  void (*rms_norm_gradient)(Format, int64_t n, const void* grad, const void* x, const float* gain,
+                            float r, void* dx, float* dgain);
+  // As rotate, from x to y; numbers beyond the pairs are copied. `back` turns the other way.
+  void (*rotate_row)(Format, int64_t n, int64_t pairs, const float* cos, const float* sin,
+                     bool interleaved, bool back, const void* x, void* y);
+  // y = max(x, 0)²; or, grad not being null, its gradient by x.
+  void (*relu2_row)(Format, int64_t n, const void* grad, const void* x, void* y);
 };
 
 // The table of an instruction set by name; null where this processor or build lacks it. The best

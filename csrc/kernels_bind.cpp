@@ -165,67 +165,6 @@ Out<float> attend(const std::string& isa, uint32_t number, Matrix queries, float
   return acc;
 }
 
-// Rows of logits in place; releases the GIL, so that several threads may each take some rows.
-template <class T, Format format>
-Out<float> cross_entropy(const std::string& isa,
-                         nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits,
-                         Positions targets, float scale, float factor, float smoothing, float z) {
-  const Kernels& k = table(isa);
-  const size_t rows = logits.shape(0);
-  const auto n = static_cast<int64_t>(logits.shape(1));
-  require(targets.size() == rows && n > 0, "targets are not one per row");
-  for (size_t r = 0; r < rows; ++r) require(targets.data()[r] < n, "a target is beyond the logits");
-  Out<float> losses = make<float>({rows});
-  const LossTerms terms{scale, factor, smoothing, z};
-  nb::gil_scoped_release free;
-  std::vector<float> scratch(n);
-  for (size_t r = 0; r < rows; ++r) {
-    losses.data()[r] = k.cross_entropy(format, n, logits.data() + r * n, targets.data()[r], terms,
-                                       scratch.data());
-  }
-  return losses;
-}
-
-using Heads = nb::ndarray<const uint16_t, nb::ndim<4>, nb::device::cpu>;
-using HeadsOut = nb::ndarray<uint16_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
-using Lse = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Masks = nb::ndarray<const uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-
-BfloatHeads heads_of(const Heads& x, size_t sequences, size_t heads, size_t length, size_t dim) {
-  require(x.shape(0) == sequences && x.shape(1) == heads && x.shape(2) == length &&
-          x.shape(3) == dim, "heads have not the shape");
-  require(x.stride(3) == 1 || dim == 1, "a head's row must be contiguous");
-  return {x.data(), x.stride(0), x.stride(1), x.stride(2)};
-}
-
-// Some key-value heads' part of the gradients; releases the GIL, so that threads may share them.
-void attention_gradient(const std::string& isa, Heads grad, Heads q, Heads k, Heads v, Heads out,
-                        Lse lse, std::optional<Masks> mask, float scale, HeadsOut dq, HeadsOut dk,
-                        HeadsOut dv, int64_t first, int64_t last) {
-  const size_t n = q.shape(0), heads = q.shape(1), groups = k.shape(1), length = q.shape(2),
-               dim = q.shape(3);
-  require(groups > 0 && heads % groups == 0, "query heads are no multiple of the others");
-  require(0 <= first && first <= last && last <= static_cast<int64_t>(n * groups), "no such heads");
-  require(lse.shape(0) == n && lse.shape(1) == heads && lse.shape(2) == length, "lse's shape");
-  require(!mask || ((mask->shape(0) == n || mask->shape(0) == 1) && mask->shape(1) == length &&
-                    mask->shape(2) == length), "the mask's shape");
-  for (const HeadsOut* x : {&dq, &dk, &dv}) {
-    require(x->shape(0) == n && x->shape(1) == (x == &dq ? heads : groups) &&
-            x->shape(2) == length && x->shape(3) == dim, "a gradient's shape");
-  }
-  const AttentionGradient g{
-      static_cast<int64_t>(heads), static_cast<int64_t>(groups), static_cast<int64_t>(length),
-      static_cast<int64_t>(dim), heads_of(grad, n, heads, length, dim),
-      heads_of(q, n, heads, length, dim), heads_of(k, n, groups, length, dim),
-      heads_of(v, n, groups, length, dim), heads_of(out, n, heads, length, dim), lse.data(),
-      mask ? mask->data() : nullptr,
-      mask && mask->shape(0) > 1 ? static_cast<int64_t>(length * length) : 0, scale, dq.data(),
-      dk.data(), dv.data()};
-  const Kernels& kernels = table(isa);
-  nb::gil_scoped_release free;
-  kernels.attention_gradient(g, first, last);
-}
-
 }  // namespace
 
 void bind_kernels(nb::module_& m) {
@@ -298,16 +237,9 @@ void bind_kernels(nb::module_& m) {
     }
     return out;
   }, "isa"_a, "format"_a, "x"_a);
-  // bf16 numbers come as uint16.
-  k.def("cross_entropy", &cross_entropy<uint16_t, Format::BF16>, "isa"_a, "logits"_a.noconvert(),
-        "targets"_a, "scale"_a = 1.0f, "factor"_a = 1.0f, "smoothing"_a = 0.0f, "z"_a = 0.0f);
-  k.def("cross_entropy", &cross_entropy<float, Format::F32>, "isa"_a, "logits"_a.noconvert(),
-        "targets"_a, "scale"_a = 1.0f, "factor"_a = 1.0f, "smoothing"_a = 0.0f, "z"_a = 0.0f);
-  k.def("attention_gradient", &attention_gradient, "isa"_a, "grad"_a, "q"_a, "k"_a, "v"_a, "out"_a,
-        "lse"_a, "mask"_a.none(), "scale"_a, "dq"_a.noconvert(), "dk"_a.noconvert(),
-        "dv"_a.noconvert(), "first"_a, "last"_a);
   k.def("attend", &attend, "isa"_a, "format"_a, "queries"_a, "scale"_a, "slopes"_a.none(),
         "position"_a, "from_"_a, "keys"_a, "values"_a, "first"_a, "calls"_a);
+  bind_training(k);
 }
 
 }  // namespace flyweight

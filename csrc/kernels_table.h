@@ -11,6 +11,7 @@
 #include "kernels_attention.h"
 #include "kernels_attention_gradient.h"
 #include "kernels_loss.h"
+#include "kernels_training.h"
 
 namespace flyweight {
 namespace {
@@ -53,7 +54,8 @@ constexpr Kernels make_table() {
   return {Lanes::kName, panel_bytes, pack,     unpack_row, dequantise,   input_bytes,
           prepare,      product,     rms_norm, layer_norm, activate,     multiply,
           add,          rotate,      stored_bytes, store,  attend,
-          cross_entropy, attention_gradient};
+          cross_entropy, attention_gradient, rms_norm_row, rms_norm_gradient, rotate_row,
+          relu2_row};
 }
 
 }  // namespace

@@ -18,8 +18,8 @@ from flyweight.model.decoder import Decoder
 from flyweight.model.init import init_weights
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.run import Optimizer as OptimizerSpec
-from flyweight.train.attention_kernel import hand_in
 from flyweight.train.compiled import parts_to_compile
+from flyweight.train.kernels import hand_in
 from flyweight.train.memory import keep_freed_memory
 from flyweight.train.objective import next_token_loss
 from flyweight.train.optimizer import Optimizer

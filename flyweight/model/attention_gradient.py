@@ -1,12 +1,11 @@
 """PyTorch's attention on the CPU, in bfloat16, with a faster gradient.
 
 PyTorch computes the attention; its fused kernel also returns each row's log-sum-exp. With that, a
-kernel of ours, which train hands in, makes the gradients (docs/lab-notes.md has both one's times).
+kernel of ours, which train hands in (kernels.py), makes the gradients: times in docs/lab-notes.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +17,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-Gradients = Callable[..., tuple[Tensor, Tensor, Tensor]]
-# (grad, q, k, v, out, lse, mask, scale) -> the gradients of q, k and v; None: PyTorch's own.
-kernel: Gradients | None = None
+from flyweight.model import kernels
 
 
 def attention(
@@ -36,7 +33,7 @@ def attention(
         mask = mask[None, None]
     training = torch.is_grad_enabled() and q.requires_grad and q.shape[2] == k.shape[2]
     known = causal if mask is None else mask.dtype == torch.bool and mask.shape[1] == 1
-    ours = kernel is not None and q.device.type == "cpu" and q.dtype == torch.bfloat16
+    ours = kernels.handed_in is not None and q.device.type == "cpu" and q.dtype == torch.bfloat16
     if training and known and ours:
         return flash_attention(q, k, v, mask, scale)[0]
     return F.scaled_dot_product_attention(
@@ -82,8 +79,8 @@ def flash_attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v, whose shapes they have (arXiv:2205.14135, appendix B.2)."""
-    assert kernel is not None, "the operator above is called where there is one"
-    return kernel(grad, q, k, v, out, lse, mask, scale)
+    assert kernels.handed_in is not None, "attention above asks for it"
+    return kernels.handed_in.attention_gradients(grad, q, k, v, out, lse, mask, scale)
 
 
 @flash_attention.register_fake

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flyweight.model.kernels import kernels_for
 from flyweight.model.layers import Linear
 from flyweight.spec.model import FeedForward as FeedForwardSpec
 
@@ -49,10 +50,11 @@ class FeedForward(nn.Module):
             hidden = F.gelu(expanded, approximate="tanh")
         elif self.kind == "gelu-exact":
             hidden = F.gelu(expanded)
+        elif self.kind == "relu2":
+            kernels = kernels_for(expanded)
+            hidden = torch.relu(expanded).square() if kernels is None else kernels.relu2(expanded)
         else:
             hidden = torch.relu(expanded)
-            if self.kind == "relu2":
-                hidden = hidden.square()
         out = self.down(hidden)
         return out if update is None else out + update.down(hidden)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flyweight.model.kernels import kernels_for
 from flyweight.spec.model import Norm as NormSpec
 
 
@@ -32,6 +33,9 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if spec.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        kernels = kernels_for(x) if self.kind == "rms" else None
+        if kernels is not None:
+            return kernels.rms_norm(x, self.weight, self.eps)
         weight = None if self.weight is None else self.weight.to(x.dtype)
         if self.kind == "rms":
             return F.rms_norm(x, (self.width,), weight, self.eps)

@@ -7,6 +7,7 @@ from math import log
 import torch
 from torch import Tensor
 
+from flyweight.model.kernels import kernels_for
 from flyweight.spec import frequencies as spec_frequencies
 from flyweight.spec.position import Position
 
@@ -27,6 +28,9 @@ def rotate(x_BHTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, layout: str) -> Tenso
 
     Layout "half" pairs dimension i with i + R, "interleaved" pairs 2i with 2i + 1.
     """
+    kernels = kernels_for(x_BHTD)
+    if kernels is not None:
+        return kernels.rotate(x_BHTD, cos_TR, sin_TR, layout)
     rotary = 2 * cos_TR.shape[-1]
     cos, sin = cos_TR.to(x_BHTD.dtype), sin_TR.to(x_BHTD.dtype)
     turned = x_BHTD[..., :rotary]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flyweight.engine._native import kernels
+from flyweight.train.kernels import instruction_set, numbers
 from flyweight.train.threads import share
 
 # Logits held at a time, in the hidden states' dtype (128 MiB in bfloat16): enough rows for products
@@ -102,14 +101,13 @@ def cross_entropy(logits_XV: Tensor, targets_X: Tensor, terms: Terms) -> float |
 
 def _on_cpu(logits_XV: Tensor, targets_X: Tensor, terms: Terms) -> float:
     """One pass over each row, while it is in the cache; the rows are shared among the threads."""
-    bits_XV = logits_XV.view(torch.uint16) if logits_XV.dtype == torch.bfloat16 else logits_XV
-    logits, targets = bits_XV.numpy(), targets_X.numpy()
-    isa = os.environ.get("FLYWEIGHT_ISA", "")
+    logits, targets, isa = numbers(logits_XV), targets_X.numpy(), instruction_set()
+    losses = np.empty(len(logits), np.float32)
+    some = terms.scale, 1 / terms.divisor, terms.smoothing, terms.z
 
-    def part(first: int, last: int) -> NDArray[np.float32]:
-        some = terms.scale, 1 / terms.divisor, terms.smoothing, terms.z
-        return kernels.cross_entropy(isa, logits[first:last], targets[first:last], *some)
+    def part(first: int, last: int) -> None:
+        kernels.cross_entropy(isa, logits, targets, *some, losses, first, last)
 
+    share(len(logits), part)
     # Summed all at once and in float64: the same for any number of threads.
-    losses = np.concatenate(share(len(logits), part))
     return float(losses.sum(dtype=np.float64)) / terms.divisor

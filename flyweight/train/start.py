@@ -27,10 +27,10 @@ from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.spec.run import RunSpec
 from flyweight.text.tokenizer import byte_lengths
-from flyweight.train.attention_kernel import hand_in
 from flyweight.train.calibrate import calibrate, count_flops
 from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
+from flyweight.train.kernels import hand_in
 from flyweight.train.loop import run_training
 from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
 from flyweight.train.memory import keep_freed_memory
