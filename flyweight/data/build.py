@@ -1,166 +1,328 @@
-"""From a run's [data] and [text] tables to a dataset folder."""
+"""From a run's [data] and [text] tables to a dataset folder.
+
+A build goes through stages (see work.py) in a folder beside the dataset's, OUT.partial, and what
+is done there stays done: after a crash the same command goes on. Only the whole dataset gets the
+name that was asked for.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
+import os
+import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from flyweight.data.clean import Cleaned, clean, fingerprint
-from flyweight.data.shards import Dataset, Entry, is_dataset
-from flyweight.data.sources import Document, Skipped, documents, standard_library
-from flyweight.data.split import split
-from flyweight.data.writer import Writer
+from flyweight.data.clean import fingerprint
+from flyweight.data.crew import Crew, Done, work_here
+from flyweight.data.document import Skipped
+from flyweight.data.packed import Packed
+from flyweight.data.plan import Plan, plan, stamp_of
+from flyweight.data.report import Report
+from flyweight.data.settle import Settled, settle
+from flyweight.data.shards import SPLITS, Dataset, is_dataset
+from flyweight.data.sources import STANDARD_INPUT, nothing_in, origins
+from flyweight.data.spool import spool
+from flyweight.data.work import KEPT, PARTIAL, TRAIN, Work, changed_error
+from flyweight.data.writer import Writer, disk_errors, refuse_other, require_eot
+from flyweight.files.atomic import write_text
 from flyweight.spec import run
 from flyweight.spec.errors import ConfigurationError, FlyweightError
 from flyweight.text.bytes import ByteTokenizer
 from flyweight.text.load import load_tokenizer
 from flyweight.text.subword import SubwordTokenizer
-from flyweight.text.tokenizer import Tokenizer
+from flyweight.text.tokenizer import Tokenizer, token_dtype
 
-# (stage: "read", "tokenizer" or "encode"; done so far; of how many, if known)
+# (stage: "read", "clean", "tokenizer" or "encode"; done so far; of how many, if known)
 Progress = Callable[[str, int, int | None], None]
-_CHUNK = 16 << 20
+# Less input than this is not worth the start of other processes.
+_SMALL = 32 << 20
+# A tokenizer is trained on no more text than this: a sample of whole documents by their hash.
+TOKENIZER_BYTES = 256 << 20
+WORKER = "flyweight.data.worker"
 
 
 def build(
-    data: run.Data, tokenizer: run.Tokenizer, out: Path, progress: Progress | None = None
+    data: run.Data,
+    tokenizer: run.Tokenizer,
+    out: Path,
+    progress: Progress | None = None,
+    base: Path | None = None,
+    restart: bool = False,
+    worker: str = WORKER,
 ) -> Dataset:
     """Read, clean, split, tokenise and write the dataset of a run to the folder ``out``.
 
-    No ``data.train`` means the running interpreter's standard library; the one folder of a built
-    dataset means that dataset, as it is. A tokenizer is trained on the training split alone.
-    Raises FlyweightError for text that is not there or too little, and where ``out`` holds
-    something else.
+    No source means the running interpreter's standard library; the one folder of a built dataset
+    means that dataset, as it is. A tokenizer is trained on the training split alone. Relative
+    paths are below ``base`` (default: the working directory). ``restart`` throws away what an
+    unfinished build left; without it the same build goes on from there. ``worker``: the module
+    of the worker processes.
+
+    Raises FlyweightError for text that is not there or too little, where ``out`` holds something
+    else, and for an unfinished build of something else.
     """
-    progress = progress or (lambda stage, done, total: None)
-    built = [path for path in data.train if is_dataset(path)]
+    built = [path for path in data.train if is_dataset((base or Path()) / Path(path).expanduser())]
     if built:
-        return _open(built[0], data, tokenizer)
-    skipped = Skipped()
-    train, held_out, cleaned = prepare(data, skipped, progress)
-    maker = make_tokenizer(tokenizer, train, progress)
-    with Writer(out, maker) as writer:
-        total = sum(len(document.text) for document in train) + sum(
-            len(document.text) for document in held_out
-        )
-        done = 0
-        for name, part in (("train", train), ("held_out", held_out)):
-            for document, entry, ids in encode(maker, part):
-                writer.add(name, entry, ids)
-                done += len(document.text)
-                progress("encode", done, total)
-        notes = {
-            "held_out": data.held_out,
-            "skipped": dict(sorted(skipped.counts.items())),
-            "encodings": dict(sorted(skipped.encodings.items())),
-            "cleaned": asdict(cleaned),
-            "notices": [*skipped.lines(), *_cleaned_lines(cleaned)],
-        }
-        return writer.finish(out.name, notes)
-
-
-def prepare(
-    data: run.Data, skipped: Skipped, progress: Progress
-) -> tuple[list[Document], list[Document], Cleaned]:
-    """(training documents, held-out documents, what cleaning dropped of the training text)."""
-    if isinstance(data.held_out, list):
-        if not data.held_out:
-            raise ConfigurationError(
-                "data.held_out is an empty list; name files, or a share as 0.1"
-            )
-        held_out, _ = clean(_counted(documents(data.held_out, skipped), progress))
-        _some(held_out, data.held_out)
-        known = {fingerprint(document.text) for document in held_out}
-    else:
-        held_out, known = [], set()
-    source = documents(data.train, skipped) if data.train else standard_library()
-    train, cleaned = clean(_counted(source, progress), known)
-    _some(train, data.train)
-    if not isinstance(data.held_out, list):
-        train, held_out = split(train, data.held_out)
-    return train, held_out, cleaned
-
-
-def make_tokenizer(
-    tokenizer: run.Tokenizer, train: Sequence[Document], progress: Progress
-) -> Tokenizer:
-    """The tokenizer that the table names: bytes, loaded from a path, or trained on ``train``."""
-    if tokenizer.kind == "bytes":
-        return ByteTokenizer()
+        return _open(built[0], data, tokenizer, base or Path())
+    refuse_other(out)
     if tokenizer.kind == "file":
-        return load_tokenizer(tokenizer.path or "")
-    assert tokenizer.size is not None
-    progress("tokenizer", 0, None)
-    return SubwordTokenizer.train(
-        tokenizer.kind,
-        tokenizer.size,
-        (document.text for document in train),
-        tokenizer.max_bytes,
+        require_eot(load_tokenizer(tokenizer.path or ""))
+    with _workplace(out, restart) as folder:
+        builder = _Builder(folder, data, tokenizer, base or Path(), progress, worker)
+        dataset = builder.build(out)
+        shutil.rmtree(folder, ignore_errors=True)
+    return dataset
+
+
+def dry_run(
+    data: run.Data,
+    out: Path,
+    progress: Progress | None = None,
+    base: Path | None = None,
+    worker: str = WORKER,
+) -> Report:
+    """Read and clean everything, and say what would stay; nothing is left on the disk."""
+    if any(is_dataset((base or Path()) / Path(path).expanduser()) for path in data.train):
+        raise ConfigurationError("a dry run reads text, and data.train names a built dataset")
+    place = out.with_name(f"{out.name}.dry-run")
+    with _workplace(place, restart=True) as folder:
+        try:
+            builder = _Builder(folder, data, run.Tokenizer(), base or Path(), progress, worker)
+            return builder.prepare()[0]
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Builder:
+    def __init__(
+        self,
+        folder: Path,
+        data: run.Data,
+        tokenizer: run.Tokenizer,
+        base: Path,
+        progress: Progress | None,
+        worker: str,
+    ) -> None:
+        self._data = data
+        self._table = tokenizer
+        self._base = base
+        self._progress = progress or (lambda stage, done, total: None)
+        self._module = worker
+        self._work = Work(folder)
+
+    def build(self, out: Path) -> Dataset:
+        report, settled = self.prepare()
+        work = self._work
+        with disk_errors(out, KEPT):
+            tokenizer = self._tokenizer(settled)
+        require_eot(tokenizer)
+        total = sum(settled.bytes)
+        done = 0
+
+        def packed(part: int) -> None:
+            nonlocal done
+            done += sum(work.result("pack", part)[split]["bytes"] for split in SPLITS)
+            self._progress("encode", done, total)
+
+        self._do("pack", range(len(work.parts)), packed)
+        dtype = token_dtype(tokenizer.vocab_size)
+        with Writer(out, tokenizer, folder=work.folder / "dataset") as writer:
+            for split in SPLITS:
+                for part in range(len(work.parts)):
+                    counts = work.result("pack", part)[split]
+                    found = Packed.open(work.place("pack", part), split, counts, dtype)
+                    if counts["documents"]:
+                        writer.add_packed(split, work.origin(part)["source"], found)
+            writer.write("report.md", report.markdown(out.name))
+            return writer.finish(out.name, report.notes(self._data))
+
+    def prepare(self) -> tuple[Report, Settled]:
+        """Read and clean; decide what stays."""
+        work = self._work
+        with disk_errors(work.out, KEPT):
+            self._plan()
+        documents = 0
+
+        def was_read(unit: int) -> None:
+            nonlocal documents
+            documents += work.result("read", unit)["documents"]
+            self._progress("read", documents, None)
+
+        units = range(len(work.plan.units))
+        self._do("read", units, was_read)
+        if self._leave_out():
+            self._do("read", units, lambda unit: None)
+        self._require_text()
+        parts = len(work.parts)
+        self._do("clean", range(parts), lambda part: self._progress("clean", part + 1, parts))
+        with disk_errors(work.out, KEPT):
+            settled = settle(work)
+        return Report.of(work, settled), settled
+
+    # -- the plan
+
+    def _plan(self) -> None:
+        """Make the plan, which must be the one that an unfinished build was begun with."""
+        data, work = self._data, self._work
+        paths = [path for source in data.sources.values() for path in source.paths]
+        given = spool(work.folder) if STANDARD_INPUT in paths else None
+        decides = {key: value for key, value in data.values().items() if key not in _NO_PART}
+        settings = {"data": decides, "tokenizer": self._table.values()}
+        made = plan(settings, list(origins(data, self._base, given)))
+        file = work.folder / "plan.json"
+        if file.is_file():
+            begun = Plan.from_json(file.read_text(encoding="utf-8"))
+            if begun.digest != made.digest:
+                raise FlyweightError(
+                    f"{work.folder} holds an unfinished build of something else"
+                    f" ({_difference(begun, made)}); throw it away with --restart, or name another"
+                    " folder with --out"
+                )
+        else:
+            write_text(file, made.to_json())
+
+    def _leave_out(self) -> bool:
+        """Whether files changed while they were read, which then are read again without them."""
+        work = self._work
+        changed = {
+            path for path, stamp in work.plan.stamps.items() if stamp_of(Path(path)) != stamp
+        }
+        units = range(len(work.plan.units))
+        changed |= {path for unit in units for path in work.result("read", unit)["changed"]}
+        file = work.folder / "left_out.json"
+        known = set(json.loads(file.read_text())) if file.is_file() else set()
+        if not changed - known:
+            return False
+        if self._data.on_error == "stop":
+            raise changed_error(", ".join(sorted(changed)))
+        write_text(file, json.dumps(sorted(changed | known)))
+        for unit in units:
+            if any(str(piece.path) in changed for piece in work.plan.units[unit].pieces):
+                work.undo("read", unit)
+        work.__dict__.pop("left_out", None)
+        return True
+
+    def _require_text(self) -> None:
+        """Every path must have given a document."""
+        work = self._work
+        for number, origin in enumerate(work.plan.origins):
+            results = [
+                work.result("read", unit)
+                for unit in range(len(work.plan.units))
+                if work.plan.units[unit].origin == number
+            ]
+            if not sum(result["documents"] for result in results):
+                skipped = Skipped.from_dict(origin["passed"])
+                for result in results:
+                    skipped.merge(Skipped.from_dict(result["skipped"]))
+                where = (origin["source"], origin["path"], origin["files"])
+                raise nothing_in(*where, skipped.counts)
+
+    # -- the tokenizer
+
+    def _tokenizer(self, settled: Settled) -> Tokenizer:
+        file = self._work.folder / "tokenizer.json"
+        if not file.is_file():
+            table = self._table
+            made: Tokenizer
+            if table.kind == "bytes":
+                made = ByteTokenizer()
+            elif table.kind == "file":
+                made = load_tokenizer(table.path or "")
+            else:
+                assert table.size is not None
+                self._progress("tokenizer", 0, None)
+                texts = self._training_texts(settled)
+                made = SubwordTokenizer.train(table.kind, table.size, texts, table.max_bytes)
+            write_text(file, made.to_json())
+        return self._work.tokenizer
+
+    def _training_texts(self, settled: Settled) -> Iterator[str]:
+        work = self._work
+        share = TOKENIZER_BYTES / max(settled.bytes[TRAIN], 1)
+        for part in range(len(work.parts)):
+            for document, where in work.assigned(part):
+                if where == TRAIN and (share >= 1 or _drawn(document.text) < share):
+                    yield document.text
+
+    # -- who works
+
+    def _do(self, stage: str, units: Sequence[int], done: Done) -> None:
+        work = self._work
+        left = []
+        for unit in units:
+            if work.done(stage, unit):
+                done(unit)
+            else:
+                left.append(unit)
+        count = min(self._count(), len(left))
+        if count <= 1:
+            work_here(work, stage, left, done)
+        else:
+            with Crew(work.folder, count, self._module) as crew:
+                crew.work(stage, left, done)
+
+    def _count(self) -> int:
+        size = sum(size for size, _ in self._work.plan.stamps.values())
+        cores = len(os.sched_getaffinity(0))
+        return self._data.workers or (cores if size >= _SMALL else 1)
+
+
+# Keys of [data] that change who works and in which order it is read, and not the dataset.
+_NO_PART = ("mix", "workers", "executor")
+
+
+def _drawn(text: str) -> float:
+    """A number in [0, 1) that the text alone decides."""
+    return int.from_bytes(fingerprint(text)[8:16], "big") / 2**64
+
+
+@contextlib.contextmanager
+def _workplace(out: Path, restart: bool) -> Iterator[Path]:
+    """The folder OUT.partial, for this build alone."""
+    folder = out.with_name(out.name + PARTIAL)
+    with disk_errors(out):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FlyweightError(f"another build is at work in {folder}; let it end") from None
+        if restart:
+            for entry in folder.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where nothing was begun
+        os.close(lock)
+
+
+def _difference(begun: Plan, made: Plan) -> str:
+    if begun.settings != made.settings:
+        return "its configuration is another"
+    changed = sorted(
+        path
+        for path in begun.stamps.keys() | made.stamps.keys()
+        if begun.stamps.get(path) != made.stamps.get(path)
     )
+    return f"changed since: {', '.join(changed[:3])}" if changed else "its files are others"
 
 
-def encode(
-    tokenizer: Tokenizer, part: Sequence[Document]
-) -> Iterator[tuple[Document, Entry, npt.NDArray[np.unsignedinteger]]]:
-    """Each document with its entry and its tokens, encoded some megabytes at a time."""
-    for chunk in _chunks(part):
-        encoded = tokenizer.encode_documents([document.text for document in chunk])
-        for document, ids in zip(chunk, encoded, strict=True):
-            size = len(document.text.encode("utf-8"))
-            yield document, Entry(document.name, document.source, size), ids
-
-
-def _chunks(part: Sequence[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    size = 0
-    for document in part:
-        chunk.append(document)
-        size += len(document.text)
-        if size >= _CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _counted(source: Iterable[Document], progress: Progress) -> Iterator[Document]:
-    for count, document in enumerate(source, start=1):
-        progress("read", count, None)
-        yield document
-
-
-def _some(kept: Sequence[Document], paths: Sequence[str]) -> None:
-    if not kept:
-        where = ", ".join(paths) or "the standard library"
-        raise FlyweightError(
-            f"nothing is left of {where}: every document is empty, or held out;"
-            " name text that is neither"
-        )
-
-
-def _cleaned_lines(cleaned: Cleaned) -> list[str]:
-    dropped = [
-        (cleaned.empty, "empty"),
-        (cleaned.duplicates, "an exact copy of another document"),
-        (cleaned.held_out, "equal to a held-out document"),
-    ]
-    return [f"dropped {count}: {reason}" for count, reason in dropped if count]
-
-
-def _open(path: str, data: run.Data, tokenizer: run.Tokenizer) -> Dataset:
+def _open(path: str, data: run.Data, tokenizer: run.Tokenizer, base: Path) -> Dataset:
     """A dataset built before: it has its own tokenizer and split, which no setting changes."""
-    if len(data.train) > 1:
+    if len(data.train) > 1 or data.sources:
         raise ConfigurationError(
             f"data.train names the built dataset {path} among others; name it alone, or name the"
             " text that it was built from"
         )
-    dataset = Dataset.open(path)
+    dataset = Dataset.open(base / Path(path).expanduser())
     if "kind" in tokenizer.model_fields_set and not _agrees(tokenizer, dataset):
         raise ConfigurationError(
             f"text.tokenizer asks for {_wanted(tokenizer)}, but the dataset {path} was built with"

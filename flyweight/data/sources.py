@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
@@ -39,25 +38,25 @@ class Origin:
     def files(self) -> int:
         return len(self.pieces) + self.passed.counts.total()
 
-    def nothing(self, skipped: Counter[str]) -> FlyweightError:
-        """The error of a path that has no text, and what was ``skipped`` below it."""
-        path, files = self.path, self.files
-        if self.source == STANDARD_LIBRARY:
-            return FlyweightError(
-                f"the running interpreter has no standard library sources in {_root()};"
-                ' name your own text, as in data.train = ["texts"]'
-            )
-        if not files and os.path.isdir(os.path.expanduser(path)):
-            return FlyweightError(
-                f"{path} holds no files (hidden and ignored ones are passed over); name a folder"
-                " with text"
-            )
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-        found = f"{files} file{'s' if files != 1 else ''}" + (f": {reasons}" if reasons else "")
+
+def nothing_in(source: str, path: str, files: int, skipped: Counter[str]) -> FlyweightError:
+    """The error of a path of ``files`` files that gave no text, and what was skipped below it."""
+    if source == STANDARD_LIBRARY:
         return FlyweightError(
-            f"no text in {path} ({found}); name text, code, HTML, .jsonl, .csv, .parquet files,"
-            " or such files in .zst or .gz"
+            f"the running interpreter has no standard library sources in {_root()};"
+            ' name your own text, as in data.train = ["texts"]'
         )
+    if not files:
+        return FlyweightError(
+            f"{path} holds no files (hidden and ignored ones are passed over); name a folder"
+            " with text"
+        )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+    found = f"{files} file{'s' if files != 1 else ''}" + (f": {reasons}" if reasons else "")
+    return FlyweightError(
+        f"no text in {path} ({found}); name text, code, HTML, .jsonl, .csv, .parquet files,"
+        " or such files in .zst or .gz"
+    )
 
 
 def origins(data: Data, base: Path, standard_input: Path | None = None) -> Iterator[Origin]:
@@ -107,7 +106,7 @@ def origin(
             kind = kind_of(file.path) if source.format == "auto" else source.format
             made.pieces.append(_piece(file, name, source, data, kind, alone))
     if not made.files:
-        raise made.nothing(Counter())
+        raise nothing_in(name, path, 0, Counter())
     return made
 
 
@@ -145,7 +144,7 @@ def documents(paths: list[str], skipped: Skipped) -> Iterator[Document]:
                 found = True
                 yield document
         if not found:
-            raise made.nothing(skipped.counts - before)
+            raise nothing_in(path, path, made.files, skipped.counts - before)
 
 
 def standard_library() -> Iterator[Document]:
@@ -159,7 +158,7 @@ def standard_library() -> Iterator[Document]:
             found = True
             yield document
     if not found:
-        raise made.nothing(skipped.counts)
+        raise nothing_in(made.source, made.path, made.files, skipped.counts)
 
 
 def _root() -> Path:

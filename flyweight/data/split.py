@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
 
 from flyweight.data.sources import Document
 from flyweight.spec.errors import ConfigurationError, FlyweightError
 
 
-def position(name: str) -> float:
-    """Where a name's sha256 falls in [0, 1): the same on every machine and in every corpus."""
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:8], "big") / 2**64
+def place(name: str) -> int:
+    """Where a name's sha256 falls, in 2**-64: the same on every machine and in every corpus."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:8], "big")
 
 
 def is_held_out(name: str, share: float) -> bool:
     """Whether the document of this name is among the ``share`` (0 to 1) that is held out."""
-    return position(name) < share
+    return place(name) / 2**64 < share
 
 
-def split(documents: Sequence[Document], share: float) -> tuple[list[Document], list[Document]]:
-    """(training, held-out) documents, order kept. ``share`` = 0 holds out nothing.
+def split(places_D: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool_]:
+    """Which of the documents with these places are held out. ``share`` = 0 holds out none.
 
     Of several documents at least one is held out and at least one is trained on, whatever the
-    hash says; of a single one its tail is held out, cut at a line where there is one near.
+    hash says: the ones of the lowest and of the highest place.
     """
     if share >= 1:
         raise ConfigurationError(
             f"data.held_out = {share} leaves nothing to train on; 0.1 is usual"
         )
-    if share <= 0:
-        return list(documents), []
-    if len(documents) == 1:
-        head, tail = cut_tail(documents[0], share)
-        return [head], [tail]
-    held = [is_held_out(document.name, share) for document in documents]
-    order = sorted(range(len(documents)), key=lambda i: (position(documents[i].name), i))
-    if order:
-        held[order[0]], held[order[-1]] = True, False
-    pairs = list(zip(documents, held, strict=True))
-    return [d for d, out in pairs if not out], [d for d, out in pairs if out]
+    held = places_D.astype(np.float64) * 2.0**-64 < share
+    if share > 0 and len(places_D) > 1:
+        held[np.argmin(places_D)] = True
+        # Of equal places the first is the lowest, the last the highest.
+        held[len(places_D) - 1 - np.argmax(places_D[::-1])] = False
+    return held
 
 
 def cut_tail(document: Document, share: float) -> tuple[Document, Document]:

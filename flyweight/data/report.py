@@ -1,0 +1,155 @@
+"""What a build read, dropped and kept, for people (Markdown) and for dataset.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flyweight.data.document import Skipped
+from flyweight.data.settle import Settled
+from flyweight.data.tally import Tally
+from flyweight.data.work import Work
+from flyweight.spec.data import Data
+
+_REASONS = {
+    "empty": "empty",
+    "duplicates": "an exact copy of another document",
+    "held_out": "equal to a held-out document",
+    "near_duplicates": "near to another document",
+}
+
+
+@dataclass
+class SourceReport:
+    """One source: documents and bytes as they were read, and as they stayed; what became of the
+    others, by reason; and what the cleaning rules did."""
+
+    documents: int = 0
+    bytes: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_REASONS, 0))
+    tally: Tally = field(default_factory=Tally)
+
+
+@dataclass
+class Report:
+    """``sources`` by name (the held-out files' is "held_out"), and what was not read."""
+
+    sources: dict[str, SourceReport]
+    skipped: Skipped
+    held_out: frozenset[str]
+
+    @classmethod
+    def of(cls, work: Work, settled: Settled) -> Report:
+        """The report of a build of which all is cleaned and settled."""
+        plan, sources, skipped = work.plan, {}, Skipped()
+        for origin in plan.origins:
+            sources.setdefault(origin["source"], SourceReport())
+            skipped.merge(Skipped.from_dict(origin["passed"]))
+        for number, unit in enumerate(plan.units):
+            result = work.result("read", number)
+            mine = sources[plan.origins[unit.origin]["source"]]
+            mine.documents += result["documents"]
+            mine.bytes += result["bytes"]
+            skipped.merge(Skipped.from_dict(result["skipped"]))
+        for part in range(len(work.parts)):
+            result = work.result("clean", part)
+            mine = sources[work.origin(part)["source"]]
+            mine.kept += result["kept"]
+            mine.dropped["empty"] += result["empty"]
+            mine.tally.merge(Tally.from_dict(result["tally"]))
+        for source, dropped in settled.dropped.items():
+            for reason, count in dropped.items():
+                sources[source].dropped[reason] += count
+                sources[source].kept -= count
+        named = frozenset(origin["source"] for origin in plan.origins if origin["held_out"])
+        return cls(sources, skipped, named)
+
+    def cleaned(self) -> dict[str, int]:
+        """Training documents that came in, and how many of them each reason dropped."""
+        mine = [found for name, found in self.sources.items() if name not in self.held_out]
+        counts = {reason: sum(found.dropped[reason] for found in mine) for reason in _REASONS}
+        return {"documents": sum(found.documents for found in mine), **counts}
+
+    def tally(self) -> Tally:
+        """What the cleaning rules did to all sources together."""
+        whole = Tally()
+        for found in self.sources.values():
+            whole.merge(found.tally)
+        return whole
+
+    def notices(self) -> list[str]:
+        dropped = [
+            f"dropped {count}: {_REASONS[reason]}"
+            for reason, count in self.cleaned().items()
+            if reason in _REASONS and count
+        ]
+        return [*self.skipped.lines(), *dropped, *self.tally().lines()]
+
+    def notes(self, data: Data) -> dict[str, Any]:
+        """What dataset.json says of the build."""
+        return {
+            "held_out": data.held_out,
+            "skipped": dict(sorted(self.skipped.counts.items())),
+            "encodings": dict(sorted(self.skipped.encodings.items())),
+            "cleaned": self.cleaned(),
+            "rules": {rule: count.dropped for rule, count in self.tally().rules.items()},
+            "notices": self.notices(),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for --json."""
+        return {
+            "sources": {
+                name: {
+                    "documents": found.documents,
+                    "bytes": found.bytes,
+                    "kept": found.kept,
+                    "dropped": found.dropped,
+                    "rules": found.tally.to_dict()["rules"],
+                }
+                for name, found in self.sources.items()
+            },
+            "skipped": self.skipped.to_dict(),
+        }
+
+    def markdown(self, name: str) -> str:
+        """The report as a page."""
+        lines = [
+            f"# The dataset {name}",
+            "",
+            "| source | documents | bytes | kept | " + " | ".join(_REASONS) + " | by rules |",
+            "| --- |" + " ---: |" * (len(_REASONS) + 4),
+        ]
+        for source, found in self.sources.items():
+            rules = sum(count.dropped for count in found.tally.rules.values())
+            counts = [found.documents, found.bytes, found.kept, *found.dropped.values(), rules]
+            lines.append(f"| {_cell(source)} | " + " | ".join(f"{n:,}" for n in counts) + " |")
+        if self.skipped.lines():
+            lines += ["", "## What was not read", ""]
+            lines += [f"- {_cell(line)}" for line in self.skipped.lines()]
+        for source, found in self.sources.items():
+            if found.tally.rules:
+                lines += ["", f"## What the rules did to {_cell(source)}", ""]
+                lines += _rules(found.tally)
+        return "\n".join(lines) + "\n"
+
+
+def _rules(tally: Tally) -> list[str]:
+    lines = ["| rule | dropped | edited | characters less |", "| --- | ---: | ---: | ---: |"]
+    for rule, count in tally.rules.items():
+        numbers = f"{count.dropped:,} | {count.edited:,} | {count.characters:,}"
+        lines.append(f"| {rule} | {numbers} |")
+    for rule, count in tally.rules.items():
+        if count.samples:
+            lines += ["", f"Examples of {rule}:", ""]
+            lines += [f"- {_cell(name)}: `{_code(shown)}`" for name, shown in count.samples]
+    return lines
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _code(text: str) -> str:
+    return text.replace("`", "'").replace("\n", "⏎")

@@ -1,0 +1,260 @@
+"""What a worker of a build does: one unit of one stage, from the work folder to the work folder.
+
+    read/   a unit's documents as they are            READ.json: how many parts, what was skipped
+    clean/  a part's documents, cleaned; .npy: keys   CLEAN.json: counts and examples by rule
+    pack/   a part's tokens, by split                 PACK.json: how many
+
+Each result is written under another name and renamed, its .json last: a unit either is done or it
+is not, whenever its worker died.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flyweight.data.clean import fingerprint, normalise
+from flyweight.data.document import Document, Skipped
+from flyweight.data.parts import PART_BYTES, PartWriter, read_part, remove_part
+from flyweight.data.plan import Plan, stamp_of
+from flyweight.data.reading import read
+from flyweight.data.shards import SPLITS
+from flyweight.data.tally import Tally
+from flyweight.data.writer import disk_errors, require_eot
+from flyweight.files.atomic import write_text
+from flyweight.spec.data import Data
+from flyweight.text.load import load_tokenizer
+from flyweight.text.tokenizer import Tokenizer
+
+# Texts are encoded so many characters at a time: the library's own results take some 25 bytes of
+# memory for each.
+_ENCODED = 1 << 20
+# (n, 4) uint64 of a cleaned part: 128 bits of each text's hash, the place of its name's hash in
+# the split, and the text's size in bytes.
+KEYS = 4
+# Where a document goes.
+DROPPED, TRAIN, HELD_OUT = -1, 0, 1
+PARTIAL = ".partial"
+KEPT = "what is done is kept: run the command again to go on, or with --restart to begin anew"
+
+
+class Work:
+    """A build's work folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.out = folder.with_name(folder.name.removesuffix(PARTIAL))
+
+    @cached_property
+    def plan(self) -> Plan:
+        return Plan.from_json((self.folder / "plan.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def data(self) -> Data:
+        return Data.parse(self.plan.settings["data"])
+
+    @cached_property
+    def parts(self) -> list[tuple[int, int]]:
+        """(unit, number within it) of every part, in order; known when all is read."""
+        return [
+            (unit, part)
+            for unit in range(len(self.plan.units))
+            for part in range(self.result("read", unit)["parts"])
+        ]
+
+    def origin(self, part: int) -> dict[str, Any]:
+        return self.plan.origins[self.plan.units[self.parts[part][0]].origin]
+
+    def place(self, stage: str, number: int) -> Path:
+        return self.folder / stage / f"{number:06}"
+
+    def _raw(self, unit: int, part: int) -> Path:
+        return self.folder / "read" / f"{unit:06}-{part:06}"
+
+    def done(self, stage: str, number: int) -> bool:
+        return self.place(stage, number).with_suffix(".json").is_file()
+
+    def result(self, stage: str, number: int) -> dict[str, Any]:
+        file = self.place(stage, number).with_suffix(".json")
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def _finish(self, stage: str, number: int, result: dict[str, Any]) -> None:
+        text = json.dumps(result, ensure_ascii=False, sort_keys=True)
+        write_text(self.place(stage, number).with_suffix(".json"), text)
+
+    def undo(self, stage: str, number: int) -> None:
+        self.place(stage, number).with_suffix(".json").unlink()
+
+    # -- the stages
+
+    def run(self, stage: str, number: int) -> None:
+        """Do unit ``number`` of "read", "clean" or "pack", unless it is done."""
+        if self.done(stage, number):
+            return
+        with disk_errors(self.out, KEPT):
+            self.place(stage, number).parent.mkdir(exist_ok=True)
+            result = {"read": self._read, "clean": self._clean, "pack": self._pack}[stage](number)
+            self._finish(stage, number, result)
+            if stage == "clean":
+                remove_part(self._raw(*self.parts[number]))
+            elif stage == "pack":
+                remove_part(self.place("clean", number))
+
+    def _read(self, number: int) -> dict[str, Any]:
+        """A unit's documents, in parts. A file that is not as it was planned is an error, or
+        (data.on_error) named in the result, which then does not count."""
+        skipped = Skipped(stop=self.data.on_error == "stop")
+        changed: list[str] = []
+        documents = iter(self._documents(number, skipped, changed))
+        parts = count = size = 0
+        document = next(documents, None)
+        while document is not None:
+            with PartWriter(self._raw(number, parts)) as part:
+                while document is not None and part.bytes < PART_BYTES:
+                    part.add(document.name, document.text.encode())
+                    document = next(documents, None)
+            parts += 1
+            count += part.documents
+            size += part.bytes
+        return {
+            "parts": parts,
+            "documents": count,
+            "bytes": size,
+            "skipped": skipped.to_dict(),
+            "changed": sorted(set(changed)),
+        }
+
+    def _documents(self, number: int, skipped: Skipped, changed: list[str]) -> Iterator[Document]:
+        for piece in self.plan.units[number].pieces:
+            planned = self.plan.stamps.get(str(piece.path))
+            if str(piece.path) in self.left_out:
+                if piece.start == 0:
+                    skipped.add("changed while it was read", piece.name)
+                continue
+            try:
+                if planned == stamp_of(piece.path):
+                    yield from read(piece, skipped)
+            finally:
+                # What was found broken may be the change's doing: that is then the error.
+                if planned != stamp_of(piece.path):
+                    if skipped.stop:
+                        raise changed_error(str(piece.path))
+                    changed.append(str(piece.path))
+
+    @cached_property
+    def left_out(self) -> frozenset[str]:
+        """Files that changed while they were read, where that is counted and no error."""
+        file = self.folder / "left_out.json"
+        return frozenset(json.loads(file.read_text())) if file.is_file() else frozenset()
+
+    def _clean(self, number: int) -> dict[str, Any]:
+        unit, part = self.parts[number]
+        origin = self.origin(number)
+        tally = Tally()
+        keys: list[tuple[int, int, int, int]] = []
+        empty = 0
+        with PartWriter(self.place("clean", number)) as out:
+            for raw in read_part(self._raw(unit, part), origin["source"]):
+                text = normalise(raw.text)
+                if not text or text.isspace():
+                    empty += 1
+                    continue
+                data = text.encode()
+                out.add(raw.name, data)
+                digest = fingerprint(text)
+                halves = (int.from_bytes(digest[i : i + 8], "big") for i in (0, 8))
+                keys.append((*halves, place(raw.name), len(data)))
+        _save(self.keys_file(number), np.array(keys, np.uint64).reshape(-1, KEYS))
+        return {"kept": out.documents, "bytes": out.bytes, "empty": empty, "tally": tally.to_dict()}
+
+    def keys_file(self, number: int) -> Path:
+        return self.place("clean", number).with_suffix(".keys.npy")
+
+    def documents(self, number: int) -> Iterator[Document]:
+        """The cleaned documents of a part."""
+        return read_part(self.place("clean", number), self.origin(number)["source"])
+
+    # -- packing
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.folder / "tokenizer.json")
+
+    @cached_property
+    def assignment(self) -> npt.NDArray[np.int8]:
+        """For every cleaned document of the build: dropped, trained on, or held out."""
+        return np.load(self.folder / "assignment.npy", mmap_mode="r")
+
+    @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """(parts + 1,) the number of each part's first cleaned document."""
+        return np.load(self.folder / "starts.npy")
+
+    def assigned(self, number: int) -> Iterator[tuple[Document, int]]:
+        """The documents of a part that stay, with their split. The only document of a corpus
+        comes as two: its head and its tail."""
+        begin, end = int(self.starts[number]), int(self.starts[number + 1])
+        settled = json.loads((self.folder / "settled.json").read_text())
+        places = self.assignment[begin:end].tolist()
+        for document, where in zip(self.documents(number), places, strict=True):
+            if where == TRAIN and settled["cut"]:
+                head, tail = cut_tail(document, self.data.held_out)  # type: ignore[arg-type]
+                yield head, TRAIN
+                yield tail, HELD_OUT
+            elif where != DROPPED:
+                yield document, where
+
+    def _pack(self, number: int) -> dict[str, Any]:
+        """A part's documents as tokens."""
+        eot, dtype = require_eot(self.tokenizer), token_dtype(self.tokenizer.vocab_size)
+        place = self.place("pack", number)
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(PackedWriter(place, name, eot, dtype)) for name in SPLITS
+            ]
+            for chunk in _chunks(self.assigned(number)):
+                encoded = self.tokenizer.encode_documents([document.text for document, _ in chunk])
+                for split, writer in enumerate(writers):
+                    mine = [i for i, (_, where) in enumerate(chunk) if where == split]
+                    entries = [_entry(chunk[i][0]) for i in mine]
+                    writer.add(entries, [encoded[i] for i in mine])
+        return {name: writer.counts for name, writer in zip(SPLITS, writers, strict=True)}
+
+
+def changed_error(paths: str) -> CorruptFileError:
+    return CorruptFileError(
+        f"{paths} changed while it was read: the dataset would be of no one state of it; build"
+        " again with --restart when nothing writes there"
+    )
+
+
+def _chunks(documents: Iterable[tuple[Document, int]]) -> Iterator[list[tuple[Document, int]]]:
+    chunk: list[tuple[Document, int]] = []
+    size = 0
+    for document, where in documents:
+        chunk.append((document, where))
+        size += len(document.text)
+        if size >= _ENCODED:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _entry(document: Document) -> Entry:
+    return Entry(document.name, document.source, len(document.text.encode()))
+
+
+def _save(file: Path, array: npt.NDArray[Any]) -> None:
+    out = io.BytesIO()
+    np.save(out, array)
+    write_bytes(file, out.getvalue())
