@@ -36,10 +36,10 @@ import numpy as np
 from machine import header, lines
 from marks import marks
 
-from flyweight.data.build import prepare
-from flyweight.data.sources import Document, Skipped
+from flyweight.data.build import build
+from flyweight.data.document import Document
 from flyweight.files.atomic import write_text
-from flyweight.spec.run import Data
+from flyweight.spec.run import Data, Tokenizer
 
 HERE = Path(__file__).resolve().parent
 TEXT = HERE.parents[1] / "shared/data/pretrain/python_stdlib.jsonl.zst"
@@ -149,7 +149,11 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
         data = Data(train=[arguments.text], held_out=HELD_OUT)
-        train, held_out, _ = prepare(data, Skipped(), lambda stage, done, total: None)
+        dataset = build(data, Tokenizer(), folder / "text")
+        train, held_out = (
+            [Document(name, text.decode(), "") for name, text in part.texts(dataset.tokenizer)]
+            for part in (dataset.train, dataset.held_out)
+        )
         self.held_out = held_out
         np.savez(folder / "data.npz", train=stream(train), held_out=stream(held_out))
         pairs = [(document.name, document.text) for document in held_out]

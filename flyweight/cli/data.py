@@ -1,20 +1,19 @@
-"""`flyweight data build` and `flyweight data inspect`."""
+"""``flyweight data``: its two commands; `build` has a file of its own."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
+from flyweight.cli.data_build import build
+from flyweight.spec.errors import CorruptFileError, FlyweightError
 
 if TYPE_CHECKING:
     from flyweight.data.batches import Batches, Span
     from flyweight.data.shards import Dataset
-    from flyweight.spec.run import Data, Text
 
 app = typer.Typer(
     name="data",
@@ -26,25 +25,7 @@ app = typer.Typer(
 _START = 60
 
 
-@app.command()
-def build(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="[data] and [text].")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The dataset's folder; default: datasets/NAME.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print dataset.json.")] = False,
-) -> None:
-    """Read, clean, split, tokenise and pack text into a dataset folder."""
-    from flyweight.data.build import build as build_dataset
-
-    name, data, text = _configuration(config, overrides or [])
-    dataset = build_dataset(data, text.tokenizer, out or Path("datasets") / name, _progress())
-    for notice in dataset.record.get("notices", []):
-        typer.echo(notice, err=True)
-    typer.echo(json.dumps(dataset.record) if as_json else _statistics(dataset))
+app.command()(build)
 
 
 @app.command()
@@ -64,7 +45,7 @@ def inspect(
     """What a dataset holds, or the very documents of one step's batch."""
     opened, batching = _open(dataset)
     if step is None:
-        typer.echo(json.dumps(opened.record) if as_json else _statistics(opened))
+        typer.echo(json.dumps(opened.record) if as_json else statistics(opened))
         return
     from flyweight.data.batches import Batches
 
@@ -85,26 +66,6 @@ def inspect(
             tokens = f"tokens {part['start']}-{part['end']}"
             typer.echo(f"  {part['name']}  {where}  {tokens}")
             typer.echo(f"    {part['text']!r}")
-
-
-def _configuration(config: Path, overrides: list[str]) -> tuple[str, Data, Text]:
-    """(name, [data], [text]) of a configuration; what it says of model and training is not read."""
-    from flyweight.spec import run, toml
-    from flyweight.spec.table import nearest
-
-    values = toml.override(toml.read(config), overrides)
-    known = sorted(run.RunSpec.model_fields)
-    for key in values:
-        if key not in known:
-            raise ConfigurationError(f"unknown key `{key}`{nearest(key, known)}")
-    for key in ("data", "text"):
-        if not isinstance(values.get(key, {}), dict):
-            raise ConfigurationError(f"`{key}` must be a table (got {values[key]!r})")
-    name = values.get("name", config.stem)
-    if not isinstance(name, str) or not name:
-        raise ConfigurationError(f"`name` must be text (got {name!r})")
-    data = run.Data.parse(values.get("data", {}), "data")
-    return name, data, run.Text.parse(values.get("text", {}), "text")
 
 
 def _open(path: Path) -> tuple[Dataset, dict[str, Any]]:
@@ -156,7 +117,7 @@ def _part(batches: Batches, span: Span) -> dict[str, Any]:
     }
 
 
-def _statistics(dataset: Dataset) -> str:
+def statistics(dataset: Dataset) -> str:
     kind = dataset.record["tokenizer_kind"]
     lines = [
         f"dataset      {dataset.path}",
@@ -174,15 +135,3 @@ def _statistics(dataset: Dataset) -> str:
         )
     lines += [f"notice       {notice}" for notice in dataset.record.get("notices", [])]
     return "\n".join(lines)
-
-
-def _progress() -> Any:
-    """A line on standard error that is rewritten, where that is a terminal."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(stage: str, done: int, total: int | None) -> None:
-        share = f"{done / total:.0%}" if total else f"{done:,}"
-        print(f"\r{stage} {share}\x1b[K", end="\n" if done == total else "", file=sys.stderr)
-
-    return show

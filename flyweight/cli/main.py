@@ -55,7 +55,15 @@ COMMANDS = {
 FLAGS = ("--help", "--version")
 
 # The extra that brings a module which the plain installation lacks.
-_EXTRAS = {"torch": "train", "zstandard": "train", "pyarrow": "parquet"}
+_EXTRAS = {
+    "torch": "train",
+    "pathspec": "data",
+    "pyarrow": "data",
+    "selectolax": "data",
+    "zstandard": "data",
+    "datasets": "huggingface",
+    "datatrove": "cluster",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

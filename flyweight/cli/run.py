@@ -26,22 +26,11 @@ SAMPLE_TEMPERATURE = 0.7
 @contextmanager
 def watched() -> Iterator[tuple[View, Progress]]:
     """A view on standard error, and a progress callback for building data."""
+    from flyweight.cli.data_build import progress
     from flyweight.report.live import view_for
 
     with view_for() as view:
-        yield view, _progress()
-
-
-def _progress() -> Progress:
-    said: set[str] = set()
-    words = {"read": "reading", "tokenizer": "training the tokenizer", "encode": "packing"}
-
-    def progress(stage: str, done: int, total: int | None) -> None:
-        if stage not in said:
-            said.add(stage)
-            print(f"{words.get(stage, stage)} text ...", file=sys.stderr)
-
-    return progress
+        yield view, progress()
 
 
 def free_folder(path: Path) -> Path:

@@ -43,7 +43,7 @@ Progress = Callable[[str, int, int | None], None]
 _SMALL = 32 << 20
 # A tokenizer is trained on no more text than this: a sample of whole documents by their hash.
 TOKENIZER_BYTES = 256 << 20
-WORKER = "flyweight.data.worker"
+WORKER = "flyweight.data.crew"
 
 
 def build(
@@ -69,6 +69,7 @@ def build(
     built = [path for path in data.train if is_dataset((base or Path()) / Path(path).expanduser())]
     if built:
         return _open(built[0], data, tokenizer, base or Path())
+    _check(data)
     refuse_other(out)
     if tokenizer.kind == "file":
         require_eot(load_tokenizer(tokenizer.path or ""))
@@ -89,6 +90,7 @@ def dry_run(
     """Read and clean everything, and say what would stay; nothing is left on the disk."""
     if any(is_dataset((base or Path()) / Path(path).expanduser()) for path in data.train):
         raise ConfigurationError("a dry run reads text, and data.train names a built dataset")
+    _check(data)
     place = out.with_name(f"{out.name}.dry-run")
     with _workplace(place, restart=True) as folder:
         try:
@@ -275,6 +277,14 @@ class _Builder:
 
 # Keys of [data] that change who works and in which order it is read, and not the dataset.
 _NO_PART = ("mix", "workers", "executor")
+
+
+def _check(data: run.Data) -> None:
+    """What can be known to be wrong before any work is done."""
+    if data.held_out == []:
+        raise ConfigurationError("data.held_out is an empty list; name files, or a share as 0.1")
+    if data.held_out == 1:
+        raise ConfigurationError("data.held_out = 1 leaves nothing to train on; 0.1 is usual")
 
 
 def _drawn(text: str) -> float:

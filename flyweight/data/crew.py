@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from flyweight.data.work import Work
 from flyweight.spec import errors
@@ -133,7 +133,7 @@ def serve(work: Work) -> None:
         stage, unit = orders.get()
         try:
             work.run(stage, unit)
-            told = {"done": unit}
+            told: dict[str, Any] = {"done": unit}
         except FlyweightError as error:
             told = {"error": type(error).__name__, "message": str(error)}
         answers.write(json.dumps(told).encode() + b"\n")
@@ -145,3 +145,7 @@ def _listen(orders: IO[bytes], into: queue.Queue[tuple[str, int]]) -> None:
         stage, unit = line.split()
         into.put((stage.decode(), int(unit)))
     os._exit(0)
+
+
+if __name__ == "__main__":
+    serve(Work(Path(sys.argv[1])))

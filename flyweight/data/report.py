@@ -42,7 +42,8 @@ class Report:
     @classmethod
     def of(cls, work: Work, settled: Settled) -> Report:
         """The report of a build of which all is cleaned and settled."""
-        plan, sources, skipped = work.plan, {}, Skipped()
+        plan, skipped = work.plan, Skipped()
+        sources: dict[str, SourceReport] = {}
         for origin in plan.origins:
             sources.setdefault(origin["source"], SourceReport())
             skipped.merge(Skipped.from_dict(origin["passed"]))

@@ -105,7 +105,7 @@ def read_csv(piece: Piece, skipped: Skipped) -> Iterator[Document]:
             skipped.add(f"CSV without a `{piece.text}`", piece.name)
             return
         for row in rows:
-            row.pop(None, None)  # type: ignore[call-overload]  # cells beyond the header
+            row.pop(None, None)  # cells beyond the header
             yield from row_document(row, piece, skipped, at, "line")
     except csv.Error as error:
         told = f"{file}, line {at}: not valid CSV ({error}); mend the file"
@@ -142,8 +142,8 @@ def read_parquet(piece: Piece, skipped: Skipped) -> Iterator[Document]:
     names = table.schema_arrow.names
     if piece.text not in names:
         told = f"{file}, row 1: no `{piece.text}` (it has {', '.join(sorted(names))})"
-        error = FlyweightError(f"{told}; each row needs its text in `{piece.text}`")
-        skipped.broken(f"Parquet without a `{piece.text}`", piece.name, error)
+        wanted = FlyweightError(f"{told}; each row needs its text in `{piece.text}`")
+        skipped.broken(f"Parquet without a `{piece.text}`", piece.name, wanted)
         return
     columns = [name for name in (piece.id, piece.text) if name in names]
     stop = table.num_row_groups if piece.stop is None else piece.stop
@@ -155,7 +155,7 @@ def read_parquet(piece: Piece, skipped: Skipped) -> Iterator[Document]:
                     number += 1
                     yield from row_document(row, piece, skipped, number, "row")
     except (pyarrow.ArrowException, OSError) as error:
-        told = CorruptFileError(f"{file}, after row {number}: {error}; get the file again")
-        skipped.broken("not valid Parquet", f"{piece.name} after row {number}", told)
+        broken = CorruptFileError(f"{file}, after row {number}: {error}; get the file again")
+        skipped.broken("not valid Parquet", f"{piece.name} after row {number}", broken)
     finally:
         table.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from flyweight.data.exact import exact_duplicates
 from flyweight.data.split import split
 from flyweight.data.work import DROPPED, HELD_OUT, KEYS, TRAIN, Work
 from flyweight.files.atomic import write_bytes, write_text
-from flyweight.spec.errors import ConfigurationError, FlyweightError
+from flyweight.spec.errors import FlyweightError
 
 
 @dataclass
@@ -98,8 +99,6 @@ def _require_some(work: Work, assignment: npt.NDArray[np.int8], protected: int) 
     if not (assignment[protected:] != DROPPED).any():
         names = [origin["path"] for origin in work.plan.origins if not origin["held_out"]]
         raise _nothing(", ".join(names))
-    if isinstance(data.held_out, list) and not data.held_out:
-        raise ConfigurationError("data.held_out is an empty list; name files, or a share as 0.1")
 
 
 def _nothing(where: str) -> FlyweightError:
@@ -110,8 +109,6 @@ def _nothing(where: str) -> FlyweightError:
 
 
 def _save(work: Work, name: str, array: npt.NDArray[Any]) -> None:
-    import io
-
     out = io.BytesIO()
     np.save(out, array)
     write_bytes(work.folder / name, out.getvalue())

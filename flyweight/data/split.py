@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flyweight.data.sources import Document
-from flyweight.spec.errors import ConfigurationError, FlyweightError
+from flyweight.spec.errors import FlyweightError
 
 
 def place(name: str) -> int:
@@ -28,10 +28,6 @@ def split(places_D: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool
     Of several documents at least one is held out and at least one is trained on, whatever the
     hash says: the ones of the lowest and of the highest place.
     """
-    if share >= 1:
-        raise ConfigurationError(
-            f"data.held_out = {share} leaves nothing to train on; 0.1 is usual"
-        )
     held = places_D.astype(np.float64) * 2.0**-64 < share
     if share > 0 and len(places_D) > 1:
         held[np.argmin(places_D)] = True

@@ -23,16 +23,19 @@ import numpy.typing as npt
 
 from flyweight.data.clean import fingerprint, normalise
 from flyweight.data.document import Document, Skipped
+from flyweight.data.packed import PackedWriter
 from flyweight.data.parts import PART_BYTES, PartWriter, read_part, remove_part
 from flyweight.data.plan import Plan, stamp_of
 from flyweight.data.reading import read
-from flyweight.data.shards import SPLITS
+from flyweight.data.shards import SPLITS, Entry
+from flyweight.data.split import cut_tail, place
 from flyweight.data.tally import Tally
 from flyweight.data.writer import disk_errors, require_eot
-from flyweight.files.atomic import write_text
+from flyweight.files.atomic import write_bytes, write_text
 from flyweight.spec.data import Data
+from flyweight.spec.errors import CorruptFileError
 from flyweight.text.load import load_tokenizer
-from flyweight.text.tokenizer import Tokenizer
+from flyweight.text.tokenizer import Tokenizer, token_dtype
 
 # Texts are encoded so many characters at a time: the library's own results take some 25 bytes of
 # memory for each.
@@ -160,7 +163,7 @@ class Work:
         unit, part = self.parts[number]
         origin = self.origin(number)
         tally = Tally()
-        keys: list[tuple[int, int, int, int]] = []
+        keys: list[tuple[int, ...]] = []
         empty = 0
         with PartWriter(self.place("clean", number)) as out:
             for raw in read_part(self._raw(unit, part), origin["source"]):
@@ -207,7 +210,9 @@ class Work:
         places = self.assignment[begin:end].tolist()
         for document, where in zip(self.documents(number), places, strict=True):
             if where == TRAIN and settled["cut"]:
-                head, tail = cut_tail(document, self.data.held_out)  # type: ignore[arg-type]
+                share = self.data.held_out
+                assert not isinstance(share, list)
+                head, tail = cut_tail(document, share)
                 yield head, TRAIN
                 yield tail, HELD_OUT
             elif where != DROPPED:
@@ -216,11 +221,9 @@ class Work:
     def _pack(self, number: int) -> dict[str, Any]:
         """A part's documents as tokens."""
         eot, dtype = require_eot(self.tokenizer), token_dtype(self.tokenizer.vocab_size)
-        place = self.place("pack", number)
+        out = self.place("pack", number)
         with ExitStack() as stack:
-            writers = [
-                stack.enter_context(PackedWriter(place, name, eot, dtype)) for name in SPLITS
-            ]
+            writers = [stack.enter_context(PackedWriter(out, name, eot, dtype)) for name in SPLITS]
             for chunk in _chunks(self.assigned(number)):
                 encoded = self.tokenizer.encode_documents([document.text for document, _ in chunk])
                 for split, writer in enumerate(writers):

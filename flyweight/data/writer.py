@@ -76,11 +76,10 @@ class Writer:
     def add(self, split: str, entry: Entry, ids: npt.NDArray[np.unsignedinteger]) -> None:
         """Append one document to ``split`` ("train" or "held_out")."""
         require_no_eot(ids, self._eot, entry.name)
-        tokens = np.concatenate([[self._eot], ids]).astype(self._dtype)
+        tokens = np.append(np.array([self._eot], self._dtype), ids.astype(self._dtype))
         rows = row(split, entry)
-        self.add_packed(
-            split, entry.source, Packed(tokens, np.zeros(1, np.int64), rows, entry.bytes)
-        )
+        packed = Packed(tokens, np.zeros(1, np.int64), rows, entry.bytes)
+        self.add_packed(split, entry.source, packed)
 
     def add_packed(self, split: str, source: str, packed: Packed) -> None:
         """Append the documents of one ``source`` to ``split``."""

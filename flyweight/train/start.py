@@ -289,6 +289,10 @@ def absolute_paths(values: dict[str, Any], folder: Path) -> None:
         for key in ("train", "held_out"):
             if isinstance(data.get(key), list):
                 data[key] = [_absolute(folder, item) for item in data[key]]
+        sources = data.get("sources")
+        for source in sources.values() if isinstance(sources, dict) else ():
+            if isinstance(source, dict) and isinstance(source.get("paths"), list):
+                source["paths"] = [_absolute(folder, item) for item in source["paths"]]
     if isinstance(text, dict):
         tokenizer = text.get("tokenizer")
         if isinstance(tokenizer, str) and tokenizer not in ("bytes", "bpe", "unigram"):
@@ -306,7 +310,7 @@ def absolute_paths(values: dict[str, Any], folder: Path) -> None:
 def _absolute(folder: Path, item: Any) -> Any:
     if not isinstance(item, str):
         raise ConfigurationError(f"data lists file names; {item!r} is none")
-    return str(folder / Path(item).expanduser())
+    return item if item == "-" else str(folder / Path(item).expanduser())
 
 
 __all__ = [

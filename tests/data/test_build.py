@@ -59,8 +59,9 @@ def test_a_folder_becomes_a_dataset(tmp_path: Path) -> None:
         "empty": 1,
         "duplicates": 1,
         "held_out": 0,
+        "near_duplicates": 0,
     }
-    assert set(seen) == {"read", "encode"}
+    assert set(seen) == {"read", "clean", "encode"}
 
 
 def test_held_out_files_are_kept_out_of_training(tmp_path: Path) -> None:

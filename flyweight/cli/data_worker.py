@@ -1,4 +1,4 @@
-"""``python -m flyweight.data.worker FOLDER``: a worker of a build (see crew.py)."""
+"""``python -m flyweight.cli.data_worker FOLDER``: a worker of `flyweight data build`."""
 
 from __future__ import annotations
 
