@@ -46,8 +46,8 @@ class Data(Table):
     ``sources``: the same under names of their own, with settings. ``held_out``: the share of
     whole documents set aside by a stable hash of their name, or a list of files. A corpus of one
     document holds out its tail. ``on_error``: whether what is broken stops the build or is
-    counted and skipped. ``longest_document`` in bytes: more than that is broken. ``workers``: processes (default: the
-    machine's cores); the dataset is the same for any number of them.
+    counted and skipped. ``longest_document`` in bytes: more than that is broken. ``workers``:
+    processes (default: the machine's cores); the dataset is the same for any number of them.
     """
 
     train: list[str] = Field(default_factory=list)
