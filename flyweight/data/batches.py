@@ -22,12 +22,15 @@ class Batch:
     """``tokens_BT`` and ``targets_BT`` (int64): the target is the stream's next token.
 
     ``documents_BT`` (int32) counts the documents within a row from 0, one more at each ``<eot>``;
-    attention must not cross from one number to another.
+    attention must not cross from one number to another. Where an objective changed the rows,
+    targets may be negative (not scored), and ``prefix_B`` is how many positions at the beginning
+    of a row see each other.
     """
 
     tokens_BT: npt.NDArray[np.int64]
     targets_BT: npt.NDArray[np.int64]
     documents_BT: npt.NDArray[np.int32]
+    prefix_B: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ def ours_alone(spec: ModelSpec) -> Iterator[str]:
         yield "ngrams"
     if spec.matches is not None:
         yield "matches"
+    if spec.ahead:
+        yield "ahead"
     if spec.share.lora_rank:
         yield "share.lora_rank"
     if not spec.norm.gain:

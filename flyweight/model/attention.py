@@ -31,7 +31,8 @@ class Scene:
 
     ``mask``: None (plain causal), or a bool or additive tensor broadcastable to
     (B, heads, queries, keys). ``cos`` and ``sin``: (queries, rotary_dim / 2). ``memory``: what an
-    encoder read, for the blocks that attend to it.
+    encoder read, for the blocks that attend to it. ``dropout``: the share of each branch's output
+    that training drops, a tensor of one value.
     """
 
     mask: Tensor | None = None
@@ -39,6 +40,7 @@ class Scene:
     sin: Tensor | None = None
     causal: bool = True
     memory: Memory | None = None
+    dropout: Tensor | None = None
 
 
 class Positions(nn.Module):
@@ -76,8 +78,12 @@ class Positions(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         reach: int = 0,
+        prefix_B: Tensor | None = None,
     ) -> Scene:
         """The scene of ``queries`` new positions after ``past`` remembered ones.
+
+        ``prefix_B``: of each row as many positions, from the first, see each other in both
+        directions (a Prefix-LM); there is no past then.
 
         ``reach``: the length that the sequence is known to come to, where scaling depends on it.
 
@@ -98,16 +104,22 @@ class Positions(nn.Module):
                 scene.cos, scene.sin = scene.cos * self.rope_gain, scene.sin * self.rope_gain
         distance_TS = queries_T[:, None] - keys_S[None, :]
         plain = documents_BT is None and self.slopes is None and self.bias is None
+        plain = plain and prefix_B is None
         if plain and (self.window is None or self.window >= past + queries):
             if past == 0 or queries == 1:
                 scene.causal = past == 0
                 return scene
         visible = distance_TS >= 0
+        if prefix_B is not None:
+            inside_BT = queries_T < prefix_B[:, None]
+            visible = visible | (inside_BT[:, :, None] & inside_BT[:, None, :])
         if self.window is not None:
-            visible = visible & (distance_TS < self.window)
+            visible = visible & (distance_TS.abs() < self.window)
         if documents_BT is not None:
             same = documents_BT[:, past:, None] == documents_BT[:, None, :]
-            visible = (visible & same)[:, None]
+            visible = visible & same
+        if visible.ndim == 3:
+            visible = visible[:, None]
         scene.causal = False
         scene.mask = visible
         bias = None
@@ -118,6 +130,9 @@ class Positions(nn.Module):
             bias = -slopes[:, None, None] * distance_TS.to(torch.float32)
         if bias is not None:
             scene.mask = bias.masked_fill(~visible, float("-inf")).to(dtype)
+        elif prefix_B is not None:
+            # Additive, for attention takes a bool mask over as many keys as queries for causal.
+            scene.mask = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, -torch.inf)
         return scene
 
     def whole(self, real_BS: Tensor | None, length: int, dtype: torch.dtype) -> Scene:

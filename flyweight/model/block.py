@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from flyweight.model.attention import Attention, CrossAttention, Scene
 from flyweight.model.cache import Slot
 from flyweight.model.feedforward import FeedForward, FeedForwardUpdate
-from flyweight.model.layers import Norm
+from flyweight.model.layers import Norm, dropped
 from flyweight.spec.model import ModelSpec
 
 
@@ -43,9 +43,14 @@ class Block(nn.Module):
         if self.feedforward_norm is None:
             branch = branch + feedforward(x, self.update)
         else:
-            h = h + (branch if self.scale == 1.0 else branch * self.scale)
+            h = self._add(h, branch, scene)
             if self.cross_attention is not None and self.cross_attention_norm is not None:
                 branch = self.cross_attention(self.cross_attention_norm(h), scene, slot)
-                h = h + (branch if self.scale == 1.0 else branch * self.scale)
+                h = self._add(h, branch, scene)
             branch = feedforward(self.feedforward_norm(h), self.update)
+        return self._add(h, branch, scene)
+
+    def _add(self, h: Tensor, branch: Tensor, scene: Scene) -> Tensor:
+        if scene.dropout is not None:
+            branch = dropped(branch, scene.dropout)
         return h + (branch if self.scale == 1.0 else branch * self.scale)

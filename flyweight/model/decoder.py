@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
+from flyweight.model.ahead import Ahead
 from flyweight.model.attention import Positions
 from flyweight.model.block import Block
 from flyweight.model.cache import Cache, Memory
 from flyweight.model.encoder import Encoder
 from flyweight.model.features import Embedding
 from flyweight.model.feedforward import FeedForward
-from flyweight.model.layers import Linear, Norm
+from flyweight.model.layers import Linear, Norm, dropped
 from flyweight.model.patches import Patches
 from flyweight.model.slots import Slots
 from flyweight.spec.errors import FlyweightError
@@ -46,6 +49,14 @@ class Decoder(nn.Module):
         headless = spec.tie_embeddings or self.slots is not None
         width, vocab = spec.embedding_width, spec.vocab_size
         self.head = None if headless else Linear(width, vocab, spec.logit_bias)
+        self.ahead = Ahead(spec) if spec.ahead else None
+        self.dropout: Tensor | None = None
+
+    def drop(self, share: float) -> None:
+        """From now on, while training, drop this share of every branch's output and of the first
+        block's input."""
+        # A tensor, so that compiled blocks serve every share.
+        self.dropout = torch.tensor(share) if share else None
 
     def forward(
         self,
@@ -86,10 +97,12 @@ class Decoder(nn.Module):
         cache: Cache | None = None,
         dtype: torch.dtype = torch.float32,
         memory: Memory | None = None,
+        prefix_B: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states, normalised. ``cache`` (one sequence) is read and extended.
 
-        ``memory`` is what an encoder-decoder answers; a cache brings its own.
+        ``memory`` is what an encoder-decoder answers; a cache brings its own. The first
+        ``prefix_B`` positions of a row see each other, those behind them too, within a document.
         """
         memory = cache.memory if memory is None and cache is not None else memory
         if (memory is None) != (self.encoder is None):
@@ -127,7 +140,24 @@ class Decoder(nn.Module):
             x = x + self.embedding.positions[index].to(dtype)
         if self.spec.scale.embedding != 1.0:
             x = x * self.spec.scale.embedding
-        return self.norm(self.core(x, documents_BT, cache, memory))
+        return self.norm(self.core(x, documents_BT, cache, memory, prefix_B))
+
+    def further(
+        self, hidden_BTD: Tensor, tokens_BT: Tensor, documents_BT: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the cascade of ``ahead`` makes of final hidden states and the tokens they are of:
+        for k = 1, 2, ... hidden states (B, T - k, D) that predict x_{t+k+1} through the head, and
+        whether x_{t+k} is of position t's document (B, T - k).
+        """
+        assert self.ahead is not None
+        scale = self.spec.scale.embedding
+
+        def embed(tokens: Tensor) -> Tensor:
+            x = self.embedding(tokens, None, None, hidden_BTD.dtype)
+            return x if scale == 1.0 else x * scale
+
+        cascade = self.ahead(hidden_BTD, tokens_BT, documents_BT, embed, self.positions, self.norm)
+        yield from cascade
 
     def core(
         self,
@@ -135,12 +165,18 @@ class Decoder(nn.Module):
         documents_BT: Tensor | None = None,
         cache: Cache | None = None,
         memory: Memory | None = None,
+        prefix_B: Tensor | None = None,
     ) -> Tensor:
         """The blocks, each run as often as sharing says, each run with its own cache slot."""
         past = 0 if cache is None else cache.length
         reach = 0 if cache is None else cache.reach
-        scene = self.positions.scene(h.shape[1], past, documents_BT, h.dtype, h.device, reach)
+        scene = self.positions.scene(
+            h.shape[1], past, documents_BT, h.dtype, h.device, reach, prefix_B
+        )
         scene.memory = memory
+        if self.training and self.dropout is not None:
+            scene.dropout = self.dropout.to(h.device)
+            h = dropped(h, scene.dropout)
         repeat = self.spec.share.repeat
         for i, block in enumerate(self.blocks):
             for r in range(repeat):

@@ -25,7 +25,7 @@ from flyweight.model.decoder import Decoder
 from flyweight.model.feedforward import LowRank
 
 # Where the parameters are whose both sides grow with the width.
-BLOCKS = ("blocks.", "shared_feedforward.", "encoder.blocks.")
+BLOCKS = ("blocks.", "shared_feedforward.", "encoder.blocks.", "ahead.")
 
 
 @torch.no_grad()

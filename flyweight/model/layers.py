@@ -41,3 +41,9 @@ class Norm(nn.Module):
             return F.rms_norm(x, (self.width,), weight, self.eps)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.layer_norm(x, (self.width,), weight, bias, self.eps)
+
+
+def dropped(x: Tensor, share: Tensor) -> Tensor:
+    """x with a random ``share`` of its values zero, the others larger by 1 / (1 - share)."""
+    kept = torch.rand(x.shape, device=x.device) >= share
+    return x * (kept / (1 - share)).to(x.dtype)

@@ -298,6 +298,9 @@ class ModelSpec(Table):
     tie_embeddings: bool = False
     # A bias per token on the head.
     logit_bias: bool = False
+    # Modules that predict the tokens after the next, in a cascade (VITA-Audio's MCTP,
+    # arXiv:2505.03739). They are trained along; the model runs without them.
+    ahead: Annotated[int, Field(ge=0, le=8)] = 0
     init: Init = Init()
 
     @model_validator(mode="after")
@@ -319,6 +322,8 @@ class ModelSpec(Table):
             )
         if self.logit_bias and self.tie_embeddings:
             raise ValueError("logit_bias needs a head of its own: tie_embeddings = false")
+        if self.ahead and (self.input.kind != "tokens" or self.encoder is not None):
+            raise ValueError("ahead applies to decoders with input.kind = 'tokens'; leave it out")
         self._check_scaling()
         self._check_encoder()
         if self.input.kind == "patches" and self.vocab_size < 258:

@@ -147,6 +147,66 @@ class Spikes(Table):
     tries: Positive = 3
 
 
+class Dropout(Table):
+    """The share of every branch's output, and of the first block's input, that a step drops
+    (arXiv:1207.0580), as a function of the step (Super Tiny Language Models, arXiv:2405.14159).
+
+    "constant": ``rate``. "linear": from ``start`` to ``rate`` in a straight line between the
+    shares ``begin`` and ``until`` of the steps. "triangle": from ``start`` up to ``rate`` and down
+    again, ``cycles`` times. `dropout = 0.1` is short for a constant.
+    """
+
+    kind: Literal["constant", "linear", "triangle"] = "constant"
+    rate: Annotated[float, Field(ge=0, lt=1)]
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    begin: Share = 0.0
+    until: Share = 1.0
+    cycles: Positive = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Dropout:
+        if self.kind == "constant" and self.start:
+            raise ValueError("start belongs to kind = 'linear' or 'triangle'")
+        if self.kind != "linear" and (self.begin, self.until) != (0.0, 1.0):
+            raise ValueError("begin and until belong to kind = 'linear'")
+        if self.begin >= self.until:
+            raise ValueError(f"begin = {self.begin} must be before until = {self.until}")
+        if self.kind != "triangle" and self.cycles != 1:
+            raise ValueError("cycles belongs to kind = 'triangle'")
+        return self
+
+
+class Spans(Table):
+    """CodeGen2's span corruption (arXiv:2305.02309), mixed with the causal objective.
+
+    In a ``share`` of the rows, ``density`` of the tokens of one document, in spans of ``length``
+    tokens on average, are replaced by masks, and told after it: <eot> <sep> <mask_1> span <eom>
+    <mask_2> ... At most ``most`` masks a row; they, <sep> and <eom> are the last ids of the
+    vocabulary, mask N at vocab_size - N, where the tokenizer has none of its own.
+    """
+
+    share: Share = 0.5
+    density: Annotated[float, Field(gt=0, le=0.5)] = 0.15
+    length: Annotated[float, Field(ge=1)] = 3.0
+    most: Annotated[int, Field(ge=1, le=1000)] = 32
+
+
+class Objective(Table):
+    """What training makes smaller: the mean of -ln p(next token), and what is added or changed.
+
+    ``z_loss`` times the squared log of the softmax's sum (PaLM, arXiv:2204.02311);
+    ``label_smoothing`` (arXiv:1512.00567); ``spans`` to fill in; a ``prefix``, in this share of
+    the rows, whose positions all see each other and which is not predicted (CodeGen2's Prefix-LM);
+    the modules of ``model.ahead`` weigh ``ahead`` together. The ledger's loss stays -ln p alone.
+    """
+
+    z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    spans: Spans | None = None
+    prefix: Share = 0.0
+    ahead: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
+
+
 class Train(Table):
     """How long and how fast. Exactly one of ``steps``, ``minutes``, ``tokens`` sets the length.
 
@@ -165,6 +225,8 @@ class Train(Table):
     schedule: Schedule = Schedule()
     ramp: list[Ramp] = Field(default_factory=list)
     clip: PositiveFloat | None = 1.0
+    objective: Objective = Objective()
+    dropout: Dropout | None = None
     spikes: Spikes | None = None
     embedding_gradient: Annotated[float, Field(gt=0, le=1)] = 1.0
     checkpoint: Checkpoint = Checkpoint()
@@ -173,6 +235,12 @@ class Train(Table):
     compile: Literal["auto", "on", "off"] = "auto"
     threads: Positive | None = None
     sample_every: Positive | None = None
+
+    @field_validator("dropout", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """``dropout = 0.1``."""
+        return {"rate": value} if isinstance(value, int | float) else value
 
     @model_validator(mode="after")
     def _check(self) -> Train:
@@ -229,4 +297,13 @@ class RunSpec(Table):
                 "train.embedding_gradient does not apply to model.input.kind = 'slots', which"
                 " has no embedding of tokens; leave it out"
             )
+        objective, kind = self.train.objective, self.model.input.kind
+        tokens_only = {"spans": objective.spans is not None, "prefix": objective.prefix > 0}
+        no_slots = {"z_loss": objective.z_loss, "label_smoothing": objective.label_smoothing}
+        for name, asked in (tokens_only if kind == "patches" else tokens_only | no_slots).items():
+            if asked and kind != "tokens":
+                raise ValueError(
+                    f"train.objective.{name} does not apply to model.input.kind = '{kind}';"
+                    " leave it out, or take a model of tokens"
+                )
         return self

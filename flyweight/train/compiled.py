@@ -20,7 +20,8 @@ def can_pay(model: Decoder) -> bool:
 
 def parts_to_compile(model: Decoder) -> list[nn.Module]:
     """Each block and the last norm; what is between them stays eager."""
-    return [*model.blocks, model.norm]
+    ahead = [] if model.ahead is None else [step.block for step in model.ahead.steps]
+    return [*model.blocks, model.norm, *ahead]
 
 
 def compile_parts(state: TrainState, session: Session) -> bool:
@@ -29,9 +30,12 @@ def compile_parts(state: TrainState, session: Session) -> bool:
     False, with a notice, where compiling fails: all is eager again.
     """
     parts = parts_to_compile(state.model)
+    # Dropout draws the numbers that it would draw without compiling.
+    options = {"fallback_random": True} if session.train.dropout else None
     for part in parts:
-        part.compile()
+        part.compile(options=options)
     try:
+        state.model.drop(session.plan.at(state.step).dropout)
         backward(state, session, session.batches.batch(state.step))
         return True
     except Exception as error:  # whatever the compiler raises, eager still works

@@ -59,7 +59,10 @@ def model_spec(
     if "mup" in table:
         table = _with_mup(table, given)
     if "vocab_size" not in given:
-        table["vocab_size"] = vocab_size or table.get("vocab_size", 258)
+        spans = train.objective.spans
+        # Behind the tokens: the masks, <sep> and <eom>.
+        more = spans.most + 2 if spans is not None and vocab_size is not None else 0
+        table["vocab_size"] = vocab_size + more if vocab_size else table.get("vocab_size", 258)
     spec = ModelSpec.parse(table, "model")
     if vocab_size is not None and spec.vocab_size < vocab_size:
         raise ConfigurationError(

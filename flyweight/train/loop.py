@@ -17,7 +17,7 @@ from flyweight.data.order import keys
 from flyweight.files.run import RunFolder
 from flyweight.spec.errors import FlyweightError, Interrupted
 from flyweight.train.interrupt import Interrupt
-from flyweight.train.objective import next_token_loss, reconstruction_loss
+from flyweight.train.objective import Part, training_loss
 from flyweight.train.schedule import Moment
 from flyweight.train.session import Session
 from flyweight.train.spikes import Watch
@@ -64,6 +64,7 @@ def take_step(state: TrainState, session: Session) -> dict[str, Any]:
     begin = time.perf_counter()
     moment = session.plan.at(state.step)
     watch = Watch(session.train.spikes, state.extra.setdefault("spikes", {}), moment)
+    state.model.drop(moment.dropout)
     # What is drawn at random within a step (dropout) is a function of seed, step and try too.
     for draw in keys(session.batches.seed, state.step, "draws", watch.tries):
         torch.manual_seed(int(draw))
@@ -89,22 +90,16 @@ def take_step(state: TrainState, session: Session) -> dict[str, Any]:
 
 def backward(state: TrainState, session: Session, batch: Batch) -> float:
     """Gradients of the mean loss per target, micro-batch by micro-batch. Returns the mean."""
-    targets, (rows, context) = batch.targets_BT.size, batch.tokens_BT.shape
-    at_once = max(1, (session.train.micro_batch_tokens or targets) // context)
+    targets, (rows, context) = int((batch.targets_BT >= 0).sum()), batch.tokens_BT.shape
+    at_once = max(1, (session.train.micro_batch_tokens or batch.targets_BT.size) // context)
     total = 0.0
     for start in range(0, rows, at_once):
-        part = slice(start, start + at_once)
-        tokens_BT = torch.from_numpy(batch.tokens_BT[part]).to(session.device)
-        targets_BT = torch.from_numpy(batch.targets_BT[part]).to(session.device)
-        documents_BT = None
-        if batch.documents_BT[part].any():
-            documents_BT = torch.from_numpy(batch.documents_BT[part]).to(session.device)
-        loss = next_token_loss(
-            state.model, tokens_BT, targets_BT, documents_BT, session.dtype, targets
+        part = Part.of(batch, slice(start, start + at_once), session.device)
+        loss, plain = training_loss(
+            state.model, part, session.train.objective, session.dtype, targets
         )
-        total += loss.item()
-        auxiliary = reconstruction_loss(state.model, tokens_BT, session.dtype)
-        (loss if auxiliary is None else loss + auxiliary / targets).backward()
+        total += plain.item()
+        loss.backward()
     return total
 
 
@@ -118,7 +113,8 @@ def _advance(
     begin: float,
 ) -> dict[str, Any]:
     """Count the step and make its ledger line."""
-    tokens, size = batch.targets_BT.size, int(session.token_bytes[batch.targets_BT].sum())
+    scored = batch.targets_BT[batch.targets_BT >= 0]
+    tokens, size = batch.targets_BT.size, int(session.token_bytes[scored].sum())
     state.step += 1
     state.tokens += tokens
     state.bytes += size
@@ -128,10 +124,11 @@ def _advance(
         "tokens": state.tokens,
         "bytes": state.bytes,
         "loss": loss,
-        "bits_per_byte": loss * tokens / math.log(2) / max(1, size),
+        "bits_per_byte": loss * scored.size / math.log(2) / max(1, size),
         "learning_rate": moment.rate,
         "gradient_norm": norm,
         "context": moment.context,
+        **({"dropout": moment.dropout} if session.train.dropout else {}),
         **({"mix": moment.mix} if session.decay_batches else {}),
         "digest": hashlib.sha256(np.ascontiguousarray(batch.tokens_BT).tobytes()).hexdigest()[:16],
         "seconds": round(seconds, 6),

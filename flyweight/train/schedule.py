@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from flyweight.spec.run import Schedule, Train
+from flyweight.spec.run import Dropout, Schedule, Train
 
 
 def rate(schedule: Schedule, step: int, steps: int) -> float:
@@ -38,6 +38,18 @@ def rate(schedule: Schedule, step: int, steps: int) -> float:
     return up * (schedule.floor + (1 - schedule.floor) * left)
 
 
+def dropout_at(dropout: Dropout | None, step: int, steps: int) -> float:
+    """The dropout of ``step``: constant, or a line or triangles over the run."""
+    if dropout is None:
+        return 0.0
+    way = 1.0
+    if dropout.kind == "linear":
+        way = (step / steps - dropout.begin) / (dropout.until - dropout.begin)
+    elif dropout.kind == "triangle":
+        way = 1 - abs(2 * (step * dropout.cycles / steps % 1) - 1)
+    return dropout.start + (dropout.rate - dropout.start) * min(1.0, max(0.0, way))
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """A step's share of everything that a schedule decides.
@@ -51,6 +63,7 @@ class Moment:
     windows: int
     first: int
     mix: Literal["main", "decay"]
+    dropout: float = 0.0
 
 
 class Plan:
@@ -79,6 +92,7 @@ class Plan:
             windows=int(self.windows[step]),
             first=int(self.before[step] - (self.before[self.switch] if switched else 0)),
             mix="decay" if switched else "main",
+            dropout=dropout_at(self.train.dropout, step, self.steps),
         )
 
     @property

@@ -11,6 +11,7 @@ import torch
 
 from flyweight.data.batches import Batch, Batches
 from flyweight.spec.run import Train
+from flyweight.train.corruption import Sentinels, changed
 from flyweight.train.schedule import Moment, Plan
 from flyweight.train.state import TrainState
 from flyweight.train.view import View
@@ -34,6 +35,8 @@ class Session:
     sample: Callable[[TrainState], None] | None = None
     # Other data from the step at which the rate's decay begins.
     decay_batches: Batches | None = None
+    # What stands for spans that are taken out, where the objective takes any.
+    sentinels: Sentinels | None = None
 
     @cached_property
     def plan(self) -> Plan:
@@ -44,4 +47,5 @@ class Session:
         mix = self.batches if moment.mix == "main" else self.decay_batches
         assert mix is not None
         at = moment.first if first is None else first
-        return mix.take(at, moment.windows, context=moment.context)
+        batch = mix.take(at, moment.windows, context=moment.context)
+        return changed(batch, self.train.objective, self.sentinels, mix.seed, at)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from flyweight.data.batches import Batches
@@ -30,6 +31,7 @@ from flyweight.text.tokenizer import byte_lengths
 from flyweight.train.calibrate import calibrate, count_flops
 from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
+from flyweight.train.corruption import Sentinels
 from flyweight.train.kernels import hand_in
 from flyweight.train.loop import run_training
 from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
@@ -210,14 +212,21 @@ def _session(spec: RunSpec, dataset: Dataset, view: View) -> Session:
         view.notice(f"train.threads = {train.threads}, but this machine has {cores} cores")
     device = resolve_device(train)
     dtype = DTYPES[train.precision] if train.precision != "auto" else torch.float32
+    # The sentinels of spans are ids without bytes.
+    lengths = byte_lengths(dataset.tokenizer)
+    more = max(0, spec.model.vocab_size - len(lengths))
+    spans = train.objective.spans
     return Session(
         train,
         Batches(dataset, train.context, train.batch_tokens, spec.seed),
-        byte_lengths(dataset.tokenizer),
+        np.concatenate((lengths, np.zeros(more, lengths.dtype))),
         dtype,
         device,
         view,
         matrix_peak(dtype, device),
+        sentinels=Sentinels.of(dataset.tokenizer, spec.model.vocab_size, spans.most)
+        if spans
+        else None,
     )
 
 

@@ -117,6 +117,18 @@ def tensors(spec: ModelSpec) -> Iterator[Tensor]:
         yield Tensor("head.weight", (spec.vocab_size, spec.embedding_width), lookup=True)
         if spec.logit_bias:
             yield Tensor("head.bias", (spec.vocab_size,), lookup=True)
+    for k in range(spec.ahead):
+        for tensor in _ahead(spec):
+            yield tensor._replace(name=f"ahead.steps.{k}.{tensor.name}")
+
+
+def _ahead(spec: ModelSpec) -> Iterator[Tensor]:
+    """One module of the cascade that predicts further tokens."""
+    for name in ("embedding_norm", "hidden_norm"):
+        yield from _norm(spec, name, spec.width)
+    yield from _linear("join", 2 * spec.width, spec.width)
+    for tensor in _block(spec, shared=False, cross=False):
+        yield tensor._replace(name=f"block.{tensor.name}")
 
 
 def _embedding(spec: ModelSpec) -> Iterator[Tensor]:

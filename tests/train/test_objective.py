@@ -31,7 +31,7 @@ def exact(h: Tensor, weight: Tensor, targets: Tensor, scale: float) -> tuple[Ten
 
 def fused(h: Tensor, weight: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, ...]:
     h, weight = h.requires_grad_(), weight.requires_grad_()
-    loss = LinearCrossEntropy.apply(h, weight, targets, Terms(scale))
+    loss = LinearCrossEntropy.apply(h, weight, targets, Terms(scale))[0]
     return loss.detach(), *torch.autograd.grad(loss, (h, weight))
 
 
@@ -66,7 +66,7 @@ def test_bfloat16_is_near(shape: tuple[int, int, int]) -> None:
 def test_the_gradient_is_scaled_by_what_follows() -> None:
     h, weight, targets = inputs(30, 8, 40)
     whole = fused(h, weight, targets, 1.0)
-    loss = LinearCrossEntropy.apply(h, weight, targets, Terms()) / 7
+    loss = LinearCrossEntropy.apply(h, weight, targets, Terms())[0] / 7
     for part, grad in zip(torch.autograd.grad(loss, (h, weight)), whole[1:], strict=True):
         torch.testing.assert_close(part, grad / 7)
 
@@ -82,7 +82,7 @@ def test_finite_differences_agree() -> None:
             with torch.no_grad():
                 shifted = tensor + sign * step * direction
                 pair = (shifted, weight) if tensor is h else (h, shifted)
-                moved.append(LinearCrossEntropy.apply(*pair, targets, Terms(0.7)).item())
+                moved.append(LinearCrossEntropy.apply(*pair, targets, Terms(0.7))[0].item())
         slope = (moved[0] - moved[1]) / (2 * step)
         assert slope == pytest.approx((grad * direction).sum().item(), rel=1e-2, abs=1e-3)
 
@@ -90,7 +90,7 @@ def test_finite_differences_agree() -> None:
 def test_without_gradients_the_value_is_the_same() -> None:
     h, weight, targets = inputs(300, 16, 258)
     with torch.no_grad():
-        plain = LinearCrossEntropy.apply(h, weight, targets, Terms())
+        plain = LinearCrossEntropy.apply(h, weight, targets, Terms())[0]
     assert torch.equal(plain, fused(h, weight, targets, 1.0)[0])
 
 
@@ -136,7 +136,7 @@ def test_a_divisor_divides_the_loss_and_its_gradients() -> None:
     h, weight, targets = inputs(1001, 8, 20_011)
     whole = fused(h, weight, targets, 0.5)
     h, weight = h.requires_grad_(), weight.requires_grad_()
-    loss = LinearCrossEntropy.apply(h, weight, targets, Terms(0.5, 1001.0))
+    loss = LinearCrossEntropy.apply(h, weight, targets, Terms(0.5, 1001.0))[0]
     parts = (loss, *torch.autograd.grad(loss, (h, weight)))
     for part, all_of_it in zip(parts, whole, strict=True):
         torch.testing.assert_close(part.detach(), all_of_it / 1001)
@@ -161,7 +161,10 @@ def test_smoothing_and_z_loss(dtype: torch.dtype, terms: Terms) -> None:
     loose = 1e-5 if dtype == torch.float32 else 5e-3
     elsewhere = logits.to(torch.float64 if dtype == torch.float32 else torch.float16)
     for way in (logits.clone(), elsewhere):
-        loss = torch.as_tensor(cross_entropy(way, targets, terms)).double()
+        found = cross_entropy(way, targets, terms)
+        loss, record = (torch.as_tensor(value).double() for value in found)
+        alone = F.cross_entropy(u, targets, ignore_index=-1, reduction="sum") / terms.divisor
+        torch.testing.assert_close(record, alone.detach(), rtol=max(loose / 10, 2e-6), atol=0)
         torch.testing.assert_close(loss, wanted.detach(), rtol=max(loose / 10, 2e-6), atol=0)
         assert (way.double() - gradient).norm() < loose * gradient.norm()
         assert not way[~counts].any()
@@ -175,7 +178,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             way = logits.clone()
-            found.append((cross_entropy(way, targets, Terms()), way))
+            found.append((cross_entropy(way, targets, Terms())[0], way))
     finally:
         torch.set_num_threads(before)
     assert all(loss == found[0][0] and torch.equal(way, found[0][1]) for loss, way in found)
