@@ -13,6 +13,7 @@ from typing import Any
 from flyweight.files.atomic import write_bytes
 from flyweight.report import charts
 from flyweight.report.record import RunRecord, read_run
+from flyweight.report.schedules import schedule_charts
 from flyweight.report.wording import duration, figure, finite, percent, short, visible, whole
 from flyweight.spec.errors import FlyweightError
 
@@ -153,6 +154,9 @@ def _tiles(record: RunRecord) -> Iterator[Tile]:
         shares = sorted(v for v in record.column("matrix_share") if math.isfinite(v))
         if shares:
             yield Tile("Matrix peak", percent(shares[len(shares) // 2]), "median share")
+        if spikes := record.spikes:
+            went = f"{whole(len(spikes))} batch{'es' * (len(spikes) != 1)} left out"
+            yield Tile("Spikes", whole(len({step for step, _ in spikes})), went)
         yield Tile("Time", duration(record.seconds), "in training steps")
     processor = _processor(record.environment)
     if processor:
@@ -201,9 +205,7 @@ def _charts(record: RunRecord) -> Iterator[str]:
             height=340,
             show=lambda v: figure(v, 2),
         )
-    if has("learning_rate"):
-        rate = charts.Series("learning rate", steps, record.column("learning_rate"), 4)
-        yield charts.line_chart([rate], title="Learning rate", unit="of the matrices")
+    yield from schedule_charts(record)
     if has("gradient_norm"):
         yield charts.line_chart(
             pair("gradient_norm", 3),

@@ -56,6 +56,17 @@ class RunRecord:
         return sum(value for value in self.column("seconds") if math.isfinite(value))
 
     @property
+    def spikes(self) -> list[tuple[int, dict[str, Any]]]:
+        """(step, what the ledger says of it) of each batch that was left out as a spike."""
+        found = []
+        for line in self.ledger:
+            events = line.get("spikes")
+            for event in events if isinstance(events, list) else []:
+                if isinstance(event, dict) and event.get("action") != "taken":
+                    found.append((int(line["step"]), event))
+        return found
+
+    @property
     def last_step(self) -> int:
         return int(self.steps[-1]) if self.steps else 0
 

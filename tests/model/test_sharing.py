@@ -220,3 +220,32 @@ def test_normalised_queries_ignore_their_size(decoder: Make, text_BT: Tensor) ->
     for block in model.blocks:
         block.attention.qkv.weight[:64] *= 7.0
     torch.testing.assert_close(model(text_BT), before, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"share": {"feedforward": "all"}},
+        {"share": {"feedforward": "interior", "lora_rank": 3}, "depth": 4},
+        {"share": {"block": "adjacent", "repeat": 2}},
+        {"tie_embeddings": True},
+    ],
+    ids=["all", "interior", "adjacent", "tied"],
+)
+def test_compiled_blocks_have_the_gradients_of_eager_ones(
+    decoder: Make, text_BT: Tensor, changes: dict[str, Any]
+) -> None:
+    """Which are the sums over the copies of an unshared model, by the tests above."""
+    model = decoder(**changes)
+    found = []
+    for _ in range(2):
+        loss(model, text_BT).backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        model.zero_grad()
+        for part in (*model.blocks, model.norm):
+            part.compile()
+    eager, compiled = found
+    for name, gradient in eager.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(compiled[name], gradient, **CLOSE, msg=name)
