@@ -60,6 +60,28 @@ ngrams = {{ orders = [2, 3], rows = 64, dim = 8, dropout = 0.3 }}
 matches = {{ lengths = [3, 5] }}
 {_TRAIN}
 """,
+    # A byte model trained with everything that docs/training.md has.
+    "recipes": f"""
+[model]
+width = 32
+depth = 2
+ahead = 2
+attention = {{ heads = 2, scale = "1/d" }}
+feedforward = {{ hidden = 32 }}
+mup = {{ base_width = 16, embedding = 4.0, residual = 1.4 }}
+{_TRAIN.replace("schedule = { warmup = 2 }", "")}
+optimizer = {{ kind = "adamw", embedding_rate = 1.0, vector_rate = 1.0 }}
+schedule = {{ warmup = 2, shape = "1-sqrt" }}
+ramp = [{{ context = 32, until = 0.3 }}, {{ batch_tokens = 128, until = 0.7, linear = true }}]
+dropout = {{ kind = "linear", start = 0.2, rate = 0.1 }}
+spikes = {{ window = 8, threshold = 0.01, tries = 2 }}
+embedding_gradient = 0.5
+[train.objective]
+z_loss = 1e-4
+label_smoothing = 0.1
+spans = {{ share = 0.5, most = 4 }}
+prefix = 0.3
+""",
     "patches": f"""
 [model]
 use = "quickstart"

@@ -16,7 +16,7 @@ import pytest
 
 TIMES = {"seconds", "tokens_per_second", "bytes_per_second"}
 STEPS = 12
-KINDS = ["bpe", "bytes", "patches"]
+KINDS = ["bpe", "bytes", "patches", "recipes"]
 Finished = Callable[[str], Path]
 
 
