@@ -9,7 +9,7 @@ BIN := .venv/bin
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
-.PHONY: setup quickstart test test-slow test-oracles sanitize check format clean
+.PHONY: setup quickstart test test-slow test-oracles sanitize fuzz check format clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -60,6 +60,29 @@ sanitize: setup
 	    $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(abspath $(SANITIZE)/tree) \
 	    $(PYTEST) -p no:cacheprovider -q tests/engine $(ARGS)
+
+# libFuzzer on what comes from anywhere, FUZZ_SECONDS each: programs under the sanitizers (clang), the
+# readers of GGUF and safetensors (atheris, on Linux). What it found before is kept in build/fuzz;
+# a finding is an error and a file there, to be put into tests/fuzz/findings.
+FUZZ := build/fuzz
+FUZZ_SECONDS ?= 60
+FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1
+fuzz: setup
+	$(BIN)/python -m pip install -q -c constraints.txt 'cmake>=3.20' ninja atheris
+	CXX=$${CLANGXX:-clang++} $(BIN)/cmake -S csrc/fuzz -B $(FUZZ) -G Ninja \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build $(FUZZ)
+	$(BIN)/python -m tests.fuzz.programs $(FUZZ)/seeds/program
+	mkdir -p $(FUZZ)/corpus/program
+	$(FUZZ)/fuzz_program $(FUZZ_OPTIONS) -max_len=4096 -rss_limit_mb=2048 -timeout=20 \
+	    -use_value_profile=1 -artifact_prefix=$(FUZZ)/program- \
+	    $(FUZZ)/corpus/program $(FUZZ)/seeds/program
+	for kind in gguf safetensors; do \
+	    mkdir -p $(FUZZ)/corpus/$$kind; \
+	    $(BIN)/python -m tests.fuzz.readers seeds $$kind $(FUZZ)/seeds/$$kind || exit 1; \
+	    $(BIN)/python -m tests.fuzz.readers $$kind $(FUZZ_OPTIONS) -max_len=65536 \
+	        -artifact_prefix=$(FUZZ)/$$kind- $(FUZZ)/corpus/$$kind $(FUZZ)/seeds/$$kind || exit 1; \
+	done
 
 # llama.cpp is built from source for these, with all processors: minutes.
 test-oracles: setup

@@ -81,7 +81,15 @@ class TensorFile:
             return self._torch.get_tensor(name)
 
     def bits(self, name: str) -> Bits:
-        """A read-only view of the mapped file, in the tensor's shape."""
+        """A read-only view of the mapped file, in the tensor's shape.
+
+        Raises CorruptFileError where it holds what no weights come in.
+        """
+        kind = self.kinds[name]
+        if kind.dtype not in KINDS:
+            raise CorruptFileError(
+                f"{self.path}: {name} is in {kind.dtype}; weights come in {', '.join(KINDS)}"
+            )
         if self._mapped is None:
             with open(self.path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
@@ -91,7 +99,6 @@ class TensorFile:
             self._mapped = mapped.view(np.ndarray), header
         data, header = self._mapped
         begin, end = header[name]["data_offsets"]
-        kind = self.kinds[name]
         return data[begin:end].view(word_of(kind)).reshape(kind.shape)
 
 
