@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flyweight.engine._native import kernels
-from flyweight.train.kernels import instruction_set, numbers
-from flyweight.train.threads import share
+from flyweight.train.kernels import call, numbers
 
 # Logits held at a time, in the hidden states' dtype (128 MiB in bfloat16): enough rows for products
 # at full rate, and so few chunks that adding up their gradients by the weights costs little.
@@ -118,20 +117,16 @@ def _on_cpu(logits_XV: Tensor, targets_X: Tensor, terms: Terms) -> tuple[float, 
     more = terms.smoothing != 0 or terms.z != 0
     if more:
         own, mean = _before(logits_XV, targets_X, terms)
-    logits, targets, isa = numbers(logits_XV), targets_X.numpy(), instruction_set()
-    losses = np.empty(len(logits), np.float32)
+    losses = np.empty(len(logits_XV), np.float32)
     some = terms.scale, 1 / terms.divisor, terms.smoothing, terms.z
-
-    def part(first: int, last: int) -> None:
-        kernels.cross_entropy(isa, logits, targets, *some, losses, first, last)
-
-    share(len(logits), part)
+    call(kernels.cross_entropy, numbers(logits_XV), numbers(targets_X), *some, losses)
     # Summed all at once and in float64: the same for any number of threads.
     loss = plain = float(losses.sum(dtype=np.float64)) / terms.divisor
     if more:
         # lse + z lse² is known from the loss; solved for lse so that nothing cancels at a small z.
         known = losses + (1 - terms.smoothing) * own + terms.smoothing * mean
-        known, own = known[targets >= 0], own[targets >= 0]
+        counts = numbers(targets_X) >= 0
+        known, own = known[counts], own[counts]
         lse = 2 * known / (1 + np.sqrt(1 + 4 * terms.z * known))
         plain = float((lse - own).sum()) / terms.divisor
     return loss, plain

@@ -1,25 +1,37 @@
 """The engine's kernels for training on the CPU: what the model takes, as autograd functions.
 
-Each is one pass where PyTorch's own takes several. Rows are shared among as many threads as
-PyTorch computes with; their number changes no bit. FLYWEIGHT_ISA forces an instruction set.
+Each is one pass where PyTorch's own takes several. Rows are shared among the threads that PyTorch
+computes with; their number changes no bit. FLYWEIGHT_ISA forces an instruction set.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from flyweight.engine._native import kernels
 from flyweight.model import kernels as model_kernels
-from flyweight.train.threads import share
 
 # Rows whose parts of a gain's gradient are summed one by one, so that threads make no difference.
 _BLOCK = 256
+
+
+# PyTorch's own OpenMP threads, where it has GNU's: others would have to wait for a processor until
+# those have given up spinning.
+for _folder in ("torch/lib", "torch.libs"):
+    for _library in (Path(torch.__file__).parents[1] / _folder).glob("libgomp*"):
+        kernels.use_openmp(str(_library))
+
+
+def call(kernel: Callable[..., None], *arguments: Any) -> None:
+    """A kernel of `_native.kernels`, with as many threads as PyTorch computes with."""
+    kernel(instruction_set(), *arguments, torch.get_num_threads())
 
 
 def instruction_set() -> str:
@@ -59,52 +71,34 @@ class TrainingKernels:
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-        isa = instruction_set()
         seen = None if mask is None else mask[:, 0].mT.contiguous().view(torch.uint8).numpy()
-        given = [numbers(t) for t in (grad, q, k, v, out)]
-        sums = lse.detach().numpy()
+        given = [numbers(t) for t in (grad, q, k, v, out, lse)]
         made = [numbers(t) for t in (dq, dk, dv)]
-
-        def part(first: int, last: int) -> None:
-            kernels.attention_gradient(isa, *given, sums, seen, scale, *made, first, last)
-
-        share(k.shape[0] * k.shape[1], part)
+        call(kernels.attention_gradient, *given, seen, scale, *made)
         return dq, dk, dv
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
-        y, isa = torch.empty_like(x), instruction_set()
-        rows, out = _rows(x), _rows(y)
-        factors = torch.empty(_count(rows))
-        weight = None if gain is None else gain.detach().float().numpy()
-        kept = factors.numpy()
-
-        def part(first: int, last: int) -> None:
-            kernels.rms_norm_rows(isa, rows, weight, eps, out, kept, first, last)
-
-        share(_count(rows), part)
+        x = _in_rows(x)
+        y, factors = torch.empty_like(x), torch.empty(x.shape[:-1].numel())
+        weight = None if gain is None else numbers(gain.float())
+        call(kernels.rms_norm_rows, _rows(x), weight, eps, _rows(y), numbers(factors))
         ctx.save_for_backward(x, gain, factors)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, factors = ctx.saved_tensors
-        dx, isa = torch.empty_like(x), instruction_set()
-        rows, of, out, kept = _rows(x), _rows(grad), _rows(dx), factors.numpy()
-        blocks = -(-_count(rows) // _BLOCK)
-        weight = parts = found = None
+        grad, dx = _in_rows(grad), torch.empty_like(x)
+        weight = parts = None
         if gain is not None:
-            weight = gain.detach().float().numpy()
-            if ctx.needs_input_grad[1]:
-                parts = torch.zeros(blocks, x.shape[-1])
-                found = parts.numpy()
-
-        def part(first: int, last: int) -> None:
-            kernels.rms_norm_gradient(isa, of, rows, weight, kept, out, found, _BLOCK, first, last)
-
-        share(blocks, part)
+            weight = numbers(gain.float())
+            parts = torch.zeros(-(-len(factors) // _BLOCK), x.shape[-1])
+        given = _rows(grad), _rows(x), weight, numbers(factors)
+        made = _rows(dx), None if parts is None else numbers(parts)
+        call(kernels.rms_norm_gradient, *given, *made, _BLOCK)
         return dx, None if parts is None else parts.sum(0).to(gain.dtype), None
 
 
@@ -121,13 +115,10 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, layout: str, back: bool) -> Tensor:
-    y, isa = torch.empty_like(x), instruction_set()
-    rows, out, angles = _rows(x), _rows(y), (cos.numpy(), sin.numpy())
-
-    def part(first: int, last: int) -> None:
-        kernels.rotate_rows(isa, rows, *angles, layout != "half", back, out, first, last)
-
-    share(_count(rows), part)
+    x = _in_rows(x)
+    y = torch.empty_like(x)
+    angles = numbers(cos), numbers(sin)
+    call(kernels.rotate_rows, _rows(x), *angles, layout != "half", back, _rows(y))
     return y
 
 
@@ -145,14 +136,9 @@ class _Relu2(torch.autograd.Function):
 
 def _squared(x: Tensor, grad: Tensor | None) -> Tensor:
     x = x.contiguous()
-    y, isa = torch.empty_like(x), instruction_set()
-    rows, out = numbers(x.flatten(0, -2)), numbers(y.flatten(0, -2))
+    y = torch.empty_like(x)
     of = None if grad is None else numbers(grad.contiguous().flatten(0, -2))
-
-    def part(first: int, last: int) -> None:
-        kernels.relu2_rows(isa, of, rows, out, first, last)
-
-    share(len(rows), part)
+    call(kernels.relu2_rows, of, numbers(x.flatten(0, -2)), numbers(y.flatten(0, -2)))
     return y
 
 
@@ -162,15 +148,12 @@ def numbers(x: Tensor) -> NDArray[Any]:
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
+def _in_rows(x: Tensor) -> Tensor:
+    """``x``, copied where its last dimension is not contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def _rows(x: Tensor) -> NDArray[Any]:
-    """A view with four dimensions, the last one a row's."""
-    if x.stride(-1) != 1:
-        x = x.contiguous()
+    """A view with four dimensions, the last one a row's; ``x`` has at most four."""
     found = numbers(x)
-    if found.ndim < 4:
-        return found[(None,) * (4 - found.ndim)]
-    return found if found.ndim == 4 else found.reshape(-1, *found.shape[-3:])
-
-
-def _count(rows: NDArray[Any]) -> int:
-    return int(np.prod(rows.shape[:-1]))
+    return found[(None,) * (4 - found.ndim)]
