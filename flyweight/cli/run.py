@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -24,12 +25,15 @@ SAMPLE_TEMPERATURE = 0.7
 
 
 @contextmanager
-def watched() -> Iterator[tuple[View, Progress]]:
-    """A view on standard error, and a progress callback for building data."""
+def watched(seen: bool = True) -> Iterator[tuple[View, Progress]]:
+    """A view on standard error, and a progress callback for building data; nothing is shown
+    unless ``seen``.
+    """
     from flyweight.cli.data_build import progress
     from flyweight.report.live import view_for
 
-    with view_for() as view:
+    # Only the first of a job's processes is seen.
+    with view_for(None if seen else io.StringIO(), quiet=not seen) as view:
         yield view, progress()
 
 

@@ -19,13 +19,15 @@ def train(
 ) -> None:
     """Train a model from a configuration, from raw text to checkpoints."""
     from flyweight.cli.run import finish, sampler, watched
+    from flyweight.train.processes import joined
     from flyweight.train.start import read_config, train_run
 
-    values = read_config(config, settings or [])
-    with watched() as (view, progress):
+    with joined() as processes, watched(processes.leader) as (view, progress):
+        values = processes.each(lambda: read_config(config, settings or []))
         folder = out or Path("runs") / str(values["name"])
-        run = train_run(values, folder, view, progress, sampler(view))
-    finish(run, json)
+        run = train_run(values, folder, view, progress, sampler(view), processes)
+    if processes.leader:
+        finish(run, json)
 
 
 def resume(
@@ -34,8 +36,10 @@ def resume(
 ) -> None:
     """Go on with a run from its newest complete checkpoint, bit for bit."""
     from flyweight.cli.run import finish, sampler, watched
+    from flyweight.train.processes import joined
     from flyweight.train.start import resume_run
 
-    with watched() as (view, _):
-        folder = resume_run(run, view, sampler(view))
-    finish(folder, json)
+    with joined() as processes, watched(processes.leader) as (view, _):
+        folder = resume_run(run, view, sampler(view), processes)
+    if processes.leader:
+        finish(folder, json)

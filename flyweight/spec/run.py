@@ -268,6 +268,19 @@ class Train(Table):
         return self
 
 
+class Distributed(Table):
+    """What the processes of one job keep parts of: ``torchrun ... -m flyweight train``.
+
+    ``shard``: "none" (each holds everything), or as ZeRO's stages 1 to 3 (arXiv:1910.02054) the
+    "optimizer" state, with the "gradients", with the "parameters". ``tensor``: so many processes
+    share each row's work, each with some heads and hidden features of every block. One process
+    alone does as without the table.
+    """
+
+    shard: Literal["none", "optimizer", "gradients", "parameters"] = "gradients"
+    tensor: Positive = 1
+
+
 class Start(Table):
     """The weights that a run starts from, instead of random ones: ``[model] start``.
 
@@ -289,6 +302,7 @@ class RunSpec(Table):
     data: Data = Data()
     train: Train = Train()
     start: Start | None = None
+    distributed: Distributed | None = None
 
     @model_validator(mode="after")
     def _check(self) -> RunSpec:

@@ -50,7 +50,7 @@ def calibrate(scratch: TrainState, session: Session, spent: float) -> tuple[int,
         left = budget - spent - (time.perf_counter() - began) - 2 * each
         steps = max(1, int(left / each))
         session.view.notice(f"calibration: {1 / each:.1f} steps a second, so {steps} steps")
-    return steps, "on" if compiled else "off"
+    return session.processes.told((steps, "on" if compiled else "off"))
 
 
 def step_seconds(scratch: TrainState, session: Session) -> float:
@@ -70,7 +70,8 @@ def step_seconds(scratch: TrainState, session: Session) -> float:
         sizes = plan.windows[plan.contexts == context] / session.batches.rows
         # The first steps allocate; the median of the rest is not moved by a busy moment.
         mean += float(sizes.sum()) / STAGES * sorted(times[2:])[len(times[2:]) // 2]
-    return mean
+    # What follows from it must be the same in all processes.
+    return session.processes.told(mean)
 
 
 def count_flops(state: TrainState, session: Session) -> float:

@@ -12,7 +12,7 @@ from flyweight.text.tokenizer import Tokenizer
 from flyweight.zoo import catalog
 
 BATCH_TOKENS = 8192
-KEYS = ["name", "seed", "model", "text", "data", "train", "start"]
+KEYS = ["name", "seed", "model", "text", "data", "train", "start", "distributed"]
 
 
 def check_tables(values: dict[str, Any]) -> tuple[Text, Data, Train]:
@@ -144,7 +144,7 @@ def _batch_tokens(context: int) -> int:
 
 
 def _head(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: values[key] for key in ("name", "seed", "start") if key in values}
+    return {key: values[key] for key in ("name", "seed", "start", "distributed") if key in values}
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import signal
 
+from flyweight.train.processes import ALONE, Processes
+
 
 class Interrupt:
-    """Turns the first Ctrl-C into a request to stop after the step; the second one kills."""
+    """Turns the first Ctrl-C into a request to stop after the step; the second one kills.
 
-    asked = False
+    Among several processes a request to one is one to all. torchrun hands its Ctrl-C on to those
+    that had it from the terminal already: there a second one does nothing more.
+    """
+
+    def __init__(self, processes: Processes = ALONE) -> None:
+        self.processes, self._here = processes, False
 
     def __enter__(self) -> Interrupt:
         try:
@@ -18,8 +25,13 @@ class Interrupt:
         return self
 
     def _ask(self, *_: object) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._here = True
+        if self.processes.size == 1:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def asked(self) -> bool:
+        """Whether to stop after this step; the same in every process, which must all call it."""
+        return self.processes.sum(float(self._here)) > 0
 
     def __exit__(self, *_: object) -> None:
         if self.previous is not None:

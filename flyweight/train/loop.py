@@ -33,7 +33,9 @@ def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
     every = train.checkpoint.every or steps
     state.model.train()
     started, first = time.perf_counter(), state.step
-    with Interrupt() as interrupt, open(run.ledger, "a", encoding="utf-8") as ledger:
+    processes = session.processes
+    file = run.ledger if processes.leader else os.devnull
+    with Interrupt(processes) as interrupt, open(file, "a", encoding="utf-8") as ledger:
         while state.step < steps:
             record = take_step(state, session)
             ledger.write(json.dumps(record) + "\n")
@@ -41,12 +43,14 @@ def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
             left = (time.perf_counter() - started) / (state.step - first) * (steps - state.step)
             share = session.flops / record["seconds"] / session.peak if session.peak else None
             session.view.step({**record, "eta_seconds": left, "matrix_share": share})
-            stop = interrupt.asked and state.step < steps
+            stop = interrupt.asked() and state.step < steps
             if state.step % every == 0 or state.step == steps or stop:
                 # A checkpoint must not outlive, in a power cut, the lines that it follows.
-                os.fsync(ledger.fileno())
+                if processes.leader:
+                    os.fsync(ledger.fileno())
                 state.save(run)
-                run.thin(train.checkpoint.keep)
+                if processes.leader:
+                    run.thin(train.checkpoint.keep)
             if stop:
                 raise Interrupted(
                     f"stopped after step {state.step} of {steps}, which is saved."
@@ -61,12 +65,12 @@ def take_step(state: TrainState, session: Session) -> dict[str, Any]:
 
     A non-finite loss or gradient norm raises FlyweightError before anything is updated.
     """
-    begin = time.perf_counter()
+    begin, processes = time.perf_counter(), session.processes
     moment = session.plan.at(state.step)
     watch = Watch(session.train.spikes, state.extra.setdefault("spikes", {}), moment)
     state.model.drop(moment.dropout)
     # What is drawn at random within a step (dropout) is a function of seed, step and try too.
-    for draw in keys(session.batches.seed, state.step, "draws", watch.tries):
+    for draw in keys(session.batches.seed, state.step, processes.draws, watch.tries):
         torch.manual_seed(int(draw))
         window, batch = watch.first, session.batch(moment, watch.first)
         loss = backward(state, session, batch)
@@ -92,15 +96,17 @@ def backward(state: TrainState, session: Session, batch: Batch) -> float:
     """Gradients of the mean loss per target, micro-batch by micro-batch. Returns the mean."""
     targets, (rows, context) = int((batch.targets_BT >= 0).sum()), batch.tokens_BT.shape
     at_once = max(1, (session.train.micro_batch_tokens or batch.targets_BT.size) // context)
-    total = 0.0
-    for start in range(0, rows, at_once):
-        part = Part.of(batch, slice(start, start + at_once), session.device)
+    own, total = session.processes.rows(rows), 0.0
+    for start in range(own.start, own.stop, at_once):
+        some = slice(start, min(start + at_once, own.stop))
+        state.optimizer.layout.accumulate(last=some.stop == own.stop)
+        part = Part.of(batch, some, session.device)
         loss, plain = training_loss(
             state.model, part, session.train.objective, session.dtype, targets
         )
         total += plain.item()
         loss.backward()
-    return total
+    return session.processes.total(total)
 
 
 def _advance(

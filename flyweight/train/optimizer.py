@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from flyweight.model.decoder import Decoder
 from flyweight.model.init import BLOCKS
 from flyweight.spec.run import Optimizer as OptimizerSpec
+from flyweight.train.layout import HERE, Layout
+
+TABLE = "embedding.ngrams.table"
 
 
 class RowAdagrad:
@@ -50,26 +53,27 @@ class Group:
 class Optimizer:
     """All optimisers of a model: ``gather`` the gradients, look at their norm, then ``apply``."""
 
-    def __init__(self, spec: OptimizerSpec, model: Decoder) -> None:
-        self.spec = spec
+    def __init__(self, spec: OptimizerSpec, model: Decoder, layout: Layout = HERE) -> None:
+        self.spec, self.layout = spec, layout
         matrices: dict[str, nn.Parameter] = {}
         embeddings: dict[str, nn.Parameter] = {}
         vectors: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
+            piece = layout.piece_of(name, parameter)
             if parameter.ndim < 2:
-                vectors[name] = parameter
+                vectors[name] = piece
             elif name.startswith("embedding.") and not name.endswith("project.weight"):
-                embeddings[name] = parameter
+                embeddings[name] = piece
             elif name.endswith(("head.weight", "offset", "positions.bias")):
-                embeddings[name] = parameter
+                embeddings[name] = piece
             elif name == "slots.embedding":
-                embeddings[name] = parameter
+                embeddings[name] = piece
             else:
-                matrices[name] = parameter
-        self.names = {id(p): n for n, p in model.named_parameters()}
+                matrices[name] = piece
         self.dense = {**matrices, **embeddings, **vectors}
+        self.names = {id(piece): name for name, piece in self.dense.items()}
         adam = [Group(spec.embedding_rate, embeddings), Group(spec.vector_rate, vectors)]
         muon: list[Group] = []
         if spec.kind == "muon":
@@ -82,11 +86,8 @@ class Optimizer:
             adam.append(Group(1.0, others))
         self.optimizers: list[torch.optim.Optimizer] = []
         if muon:
-            self.optimizers.append(
-                torch.optim.Muon(
-                    _param_groups(muon), momentum=spec.momentum, weight_decay=spec.weight_decay
-                )
-            )
+            settings = {"momentum": spec.momentum, "weight_decay": spec.weight_decay}
+            self.optimizers.append(layout.muon(_param_groups(muon), **settings))
         if any(group.parameters for group in adam):
             # Decay pulls on matrices and embeddings, not on gains and biases.
             groups = _param_groups(adam)
@@ -101,13 +102,13 @@ class Optimizer:
 
     def gather(self) -> float:
         """Coalesce the tables' gradients and return the norm over all gradients."""
+        self.layout.collect()
         taken = self.ngrams.take() if self.ngrams is not None else None
-        self.touched = None if taken is None else coalesce(*taken)
-        grads = [p.grad for p in self.dense.values() if p.grad is not None]
+        self.touched = None if taken is None else self.layout.collect_rows(coalesce(*taken))
+        grads = {n: p.grad for n, p in self.dense.items() if p.grad is not None}
         if self.touched is not None:
-            grads.append(self.touched[1])
-        norms = torch._foreach_norm(grads)
-        return float(torch.linalg.vector_norm(torch.stack(norms)))
+            grads[TABLE] = self.touched[1]
+        return self.layout.norm(grads)
 
     @torch.no_grad()
     def apply(self, rate: float, clip: float | None, norm: float) -> None:
@@ -132,20 +133,25 @@ class Optimizer:
 
     def forget(self) -> None:
         """Drop all gradients without an update."""
+        self.layout.collect()
         for parameter in self.dense.values():
             parameter.grad = None
         if self.ngrams is not None:
             self.ngrams.take()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every state tensor, named ``parameter/key``."""
+        """Every state tensor, whole, named ``parameter/key``; none but in the leader."""
         result: dict[str, Tensor] = {}
         for optimizer in self.optimizers:
-            for parameter, state in optimizer.state.items():
-                for key, value in state.items():
-                    result[f"{self.names[id(parameter)]}/{key}"] = torch.as_tensor(value)
-        if self.tables is not None:
-            result["embedding.ngrams.table/sums"] = self.tables.sums
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    name = self.names[id(parameter)]
+                    for key, value in optimizer.state[parameter].items():
+                        whole = self.layout.whole(name, torch.as_tensor(value))
+                        if whole is not None:
+                            result[f"{name}/{key}"] = whole
+        if self.tables is not None and self.layout.processes.leader:
+            result[f"{TABLE}/sums"] = self.tables.sums
         return result
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -157,12 +163,15 @@ class Optimizer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    state = by_name.pop(self.names[id(parameter)], None)
+                    name = self.names[id(parameter)]
+                    state = by_name.pop(name, None)
                     if state:
                         optimizer.state[parameter] = {
-                            key: value.to(parameter.device) for key, value in state.items()
+                            # A copy: a piece must not keep the whole in memory.
+                            key: self.layout.piece(name, value).to(parameter.device, copy=True)
+                            for key, value in state.items()
                         }
-        table = by_name.pop("embedding.ngrams.table", None)
+        table = by_name.pop(TABLE, None)
         if self.tables is not None and table is not None:
             self.tables.sums = table["sums"].to(self.tables.table.device)
         assert not by_name, f"optimiser state of unknown parameters: {sorted(by_name)}"

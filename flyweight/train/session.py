@@ -12,6 +12,7 @@ import torch
 from flyweight.data.batches import Batch, Batches
 from flyweight.spec.run import Train
 from flyweight.train.corruption import Sentinels, changed
+from flyweight.train.processes import ALONE, Processes
 from flyweight.train.schedule import Moment, Plan
 from flyweight.train.state import TrainState
 from flyweight.train.view import View
@@ -37,6 +38,8 @@ class Session:
     decay_batches: Batches | None = None
     # What stands for spans that are taken out, where the objective takes any.
     sentinels: Sentinels | None = None
+    # Those that train together; the whole batch is everybody's.
+    processes: Processes = ALONE
 
     @cached_property
     def plan(self) -> Plan:

@@ -26,18 +26,20 @@ from flyweight.model.decoder import Decoder
 from flyweight.model.init import init_weights
 from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
-from flyweight.spec.run import RunSpec
+from flyweight.spec.run import Distributed, RunSpec, Start
 from flyweight.text.tokenizer import byte_lengths
 from flyweight.train.calibrate import calibrate, count_flops
 from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
 from flyweight.train.corruption import Sentinels
 from flyweight.train.kernels import hand_in
+from flyweight.train.layout import HERE
 from flyweight.train.loop import run_training
 from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
 from flyweight.train.memory import keep_freed_memory
 from flyweight.train.optimizer import Optimizer
-from flyweight.train.origin import begin, from_start
+from flyweight.train.origin import Origin, begin, from_start
+from flyweight.train.processes import ALONE, Processes
 from flyweight.train.session import Session
 from flyweight.train.spikes import shrink_embedding_gradient
 from flyweight.train.state import WEIGHTS, TrainState
@@ -56,44 +58,29 @@ def train_run(
     view: View,
     progress: Progress | None = None,
     sampler: Sampler | None = None,
+    processes: Processes = ALONE,
 ) -> RunFolder:
     """Build the data, fix the configuration, train to the end. ``values``: the TOML's tables.
 
-    Whatever fails before training begins leaves no run folder behind.
+    Whatever fails before training begins leaves no run folder behind. All ``processes`` call it;
+    the first builds the data, and alone writes and shows.
     """
-    values, origin = from_start(values, view.notice)
-    text, data, train = check_tables(values)
-    _refuse_existing(out)
+    processes.agree(_facts(values), "the run")
+    checked = processes.first(lambda: _checked(values, out, view))
     began = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(out)
     try:
-        dataset = build(data, text.tokenizer, out / "dataset", progress)
-        for notice in dataset.record.get("notices", []):
-            view.notice(notice)
-        if origin is not None:
-            origin.check_tokenizer(dataset.tokenizer, f"the tokenizer of {dataset.path}")
-        fitted = fit_context(values, train, dataset.train.tokens)
-        if fitted.context != train.context:
-            view.notice(f"the text is short, so train.context = {fitted.context}")
-        spec = run_spec(values, text, data, fitted, dataset.tokenizer)
-        if origin is not None:
-            spec = spec.model_copy(update={"start": origin.recorded()})
-        spec, session = _measured(spec, dataset, view)
-        run = RunFolder(out)
-        inside = dataset.path.resolve().is_relative_to(out.resolve())
-        place = "dataset" if inside else str(dataset.path.resolve())
-        recorded = {
-            "dataset": place,
-            "fingerprint": dataset.fingerprint,
-            "order": session.batches.order,
-        }
-        write_text(run.data, json.dumps(recorded, indent=1) + "\n")
-        write_text(run.environment, json.dumps(environment(), indent=1) + "\n")
-        # Last, for it makes the folder a run: from here on `resume` has all that it needs.
-        RunFolder.create(out, spec)
+        built = processes.first(lambda: _built(checked, out, view, progress))
+        told = processes.told(built and (built[0], built[1].path.absolute()))
+        assert told is not None
+        spec, place = told
+        dataset = processes.each(lambda: built[1] if built else Dataset.open(place))
+        processes.agree({"dataset": dataset.fingerprint}, "the data")
+        spec, session = _measured(spec, dataset, view, processes)
+        processes.first(lambda: _begun(run, spec, session, dataset))
     except BaseException:
         # Nothing was trained: leave no half-made run that would block the name.
-        if not (out / "run.toml").exists():
+        if processes.leader and not run.config.exists():
             for folder in ("dataset", "checkpoints"):
                 shutil.rmtree(out / folder, ignore_errors=True)
             for file in ("data.json", "environment.json"):
@@ -102,20 +89,83 @@ def train_run(
                 with contextlib.suppress(OSError):
                     out.rmdir()
         raise
-    with run.lock():
+    with run.lock() if processes.leader else contextlib.nullcontext():
         return _go(run, spec, session, dataset, view, sampler)
 
 
-def resume_run(path: Path, view: View, sampler: Sampler | None = None) -> RunFolder:
-    """Go on from the newest complete checkpoint, or from step 0 where there is none."""
-    run = RunFolder.open(path)
-    spec = run.spec()
+def _facts(values: dict[str, Any]) -> dict[str, str]:
+    """What all processes of a job must have alike from the beginning."""
+    versions = {k: str(environment()[k]) for k in ("flyweight", "python", "torch")}
+    tables = {k: v if isinstance(v, dict) else {"": v} for k, v in values.items()}
+    settings = {f"{t}.{k}".rstrip("."): repr(v) for t in tables for k, v in tables[t].items()}
+    return {**versions, **settings}
+
+
+def _checked(values: dict[str, Any], out: Path, view: View) -> tuple[dict[str, Any], Origin | None]:
+    """The tables with a start's in them, all that does not depend on the data found right."""
+    values, origin = from_start(values, view.notice)
+    check_tables(values)
+    _refuse_existing(out)
+    return values, origin
+
+
+def _built(
+    checked: tuple[dict[str, Any], Origin | None] | None,
+    out: Path,
+    view: View,
+    progress: Progress | None,
+) -> tuple[RunSpec, Dataset]:
+    """The run's dataset, and its configuration as far as no measurement is needed."""
+    assert checked is not None, "the leader's work"
+    values, origin = checked
+    text, data, train = check_tables(values)
+    out.mkdir(parents=True, exist_ok=True)
+    dataset = build(data, text.tokenizer, out / "dataset", progress)
+    for notice in dataset.record.get("notices", []):
+        view.notice(notice)
+    if origin is not None:
+        origin.check_tokenizer(dataset.tokenizer, f"the tokenizer of {dataset.path}")
+    fitted = fit_context(values, train, dataset.train.tokens)
+    if fitted.context != train.context:
+        view.notice(f"the text is short, so train.context = {fitted.context}")
+    spec = run_spec(values, text, data, fitted, dataset.tokenizer)
+    if origin is not None:
+        spec = spec.model_copy(update={"start": origin.recorded()})
+    return spec, dataset
+
+
+def _begun(run: RunFolder, spec: RunSpec, session: Session, dataset: Dataset) -> None:
+    """Write what makes the folder a run: from then on `resume` has all that it needs."""
+    inside = dataset.path.resolve().is_relative_to(run.path.resolve())
+    place = "dataset" if inside else str(dataset.path.resolve())
+    recorded = {
+        "dataset": place,
+        "fingerprint": dataset.fingerprint,
+        "order": session.batches.order,
+    }
+    write_text(run.data, json.dumps(recorded, indent=1) + "\n")
+    found = {**environment(), "processes": session.processes.size}
+    write_text(run.environment, json.dumps(found, indent=1) + "\n")
+    RunFolder.create(run.path, spec)
+
+
+def resume_run(
+    path: Path, view: View, sampler: Sampler | None = None, processes: Processes = ALONE
+) -> RunFolder:
+    """Go on from the newest complete checkpoint, or from step 0 where there is none.
+
+    The number of processes may be another than before.
+    """
+    run = RunFolder(path)
+    spec = processes.each(lambda: RunFolder.open(path).spec())
+    processes.agree(_facts(spec.values()), "the run")
     if spec.train.steps is None:
         raise FlyweightError(f"{run.config} has no train.steps: it is not a resolved run")
-    with run.lock():
-        run.sweep()
-        dataset = open_dataset(run, check="full")
-        session = _session(spec, dataset, view)
+    with run.lock() if processes.leader else contextlib.nullcontext():
+        processes.first(run.sweep)
+        check: Literal["size", "full"] = "full" if processes.leader else "size"
+        dataset = processes.each(lambda: open_dataset(run, check))
+        session = _session(spec, dataset, view, processes)
         return _go(run, spec, session, dataset, view, sampler)
 
 
@@ -146,23 +196,28 @@ def _go(
     view: View,
     sampler: Sampler | None,
 ) -> RunFolder:
-    state = _fresh_state(spec, dataset, session.device)
-    steps = run.steps()
+    processes, plan = session.processes, session.plan
+    # A ramp's batches must divide too: better now than at its step.
+    for rows in {*(plan.windows * (spec.train.context // plan.contexts)).tolist()}:
+        processes.each(lambda rows=rows: processes.rows(rows))
+    steps = processes.told(run.steps())
+    start = spec.start if not steps else None
+    state = processes.each(
+        lambda: _fresh_state(spec, dataset, session.device, processes, start, view.notice)
+    )
     if steps:
-        state.load(run.checkpoint_path(steps[-1]))
+        processes.each(lambda: state.load(run.checkpoint_path(steps[-1])))
         view.notice(f"going on from step {state.step} of {spec.train.steps}")
-    elif spec.start is not None:
-        begin(state.model, spec.start, view.notice)
+    elif start is not None:
         state.save(run)
-        view.notice(f"starting from {spec.start.model}; its weights are in checkpoint 0")
-    run.cut_ledger(state.step)
-    run.thin(spec.train.checkpoint.keep)
+        view.notice(f"starting from {start.model}; its weights are in checkpoint 0")
+    processes.first(lambda: _tidied(run, spec, state.step))
     if state.step == spec.train.steps:
         view.notice(f"{run.path} is complete: {state.step} steps")
-        write_model(run, spec, dataset)
+        processes.first(lambda: write_model(run, spec, dataset))
         return run
     if sampler is not None:
-        session.sample = lambda now: sampler(now, run, view)
+        session.sample = lambda now: _sampled(sampler, now, run, view)
     view.start(session.plan.steps, spec.name)
     if spec.train.compile == "on":
         compile_parts(state, session)
@@ -172,11 +227,29 @@ def _go(
             run_training(state, session, run)
         finally:
             view.stop()
-            if run.steps():
+            if processes.leader and run.steps():
                 write_model(run, spec, dataset)
     except OSError as error:
         raise _disk_error(error, run) from error
     return run
+
+
+def _tidied(run: RunFolder, spec: RunSpec, step: int) -> None:
+    """The ledger and the checkpoints as they were at ``step``."""
+    run.cut_ledger(step)
+    run.thin(spec.train.checkpoint.keep)
+
+
+def _sampled(sampler: Sampler, state: TrainState, run: RunFolder, view: View) -> None:
+    """Sample in the leader, from a whole copy of a model that is spread over processes."""
+    layout = state.optimizer.layout
+    if layout.processes.size == 1:
+        return sampler(state, run, view)
+    weights = layout.weights(state.model)
+    if layout.processes.leader:
+        model = Decoder(state.model.spec)
+        model.load_state_dict(weights)
+        sampler(replace(state, model=model), run, view)
 
 
 def _disk_error(error: OSError, run: RunFolder) -> FlyweightError:
@@ -186,11 +259,26 @@ def _disk_error(error: OSError, run: RunFolder) -> FlyweightError:
     )
 
 
-def _fresh_state(spec: RunSpec, dataset: Dataset, device: str) -> TrainState:
+def _fresh_state(
+    spec: RunSpec,
+    dataset: Dataset,
+    device: str,
+    processes: Processes = ALONE,
+    start: Start | None = None,
+    notice: Callable[[str], None] = print,
+) -> TrainState:
+    """The state before step 1; with ``start``, its weights for the random ones."""
     model = Decoder(spec.model)
     init_weights(model, spec.seed)
     if model.slots is not None:
         model.slots.spell(dataset.tokenizer)
+    if start is not None:
+        begin(model, start, notice)
+    layout = HERE
+    if processes.size > 1:
+        from flyweight.train.distributed import Sharded
+
+        layout = Sharded(model, spec.distributed or Distributed(), processes)
     model.to(device)
     if spec.train.embedding_gradient != 1.0:
         shrink_embedding_gradient(model, spec.train.embedding_gradient)
@@ -199,10 +287,10 @@ def _fresh_state(spec: RunSpec, dataset: Dataset, device: str) -> TrainState:
         "configuration (run.toml)": hashlib.sha256(configuration).hexdigest(),
         "dataset": dataset.fingerprint,
     }
-    return TrainState(model, Optimizer(spec.train.optimizer, model), identity)
+    return TrainState(model, Optimizer(spec.train.optimizer, model, layout), identity)
 
 
-def _session(spec: RunSpec, dataset: Dataset, view: View) -> Session:
+def _session(spec: RunSpec, dataset: Dataset, view: View, processes: Processes = ALONE) -> Session:
     train = spec.train
     cores = os.cpu_count() or 1
     torch.set_num_threads(train.threads or torch.get_num_threads())
@@ -216,6 +304,9 @@ def _session(spec: RunSpec, dataset: Dataset, view: View) -> Session:
     lengths = byte_lengths(dataset.tokenizer)
     more = max(0, spec.model.vocab_size - len(lengths))
     spans = train.objective.spans
+    tensor = 1 if spec.distributed is None else spec.distributed.tensor
+    arranged = processes.each(lambda: processes.arranged(tensor, device))
+    processes.each(lambda: arranged.rows(train.batch_tokens // train.context))
     return Session(
         train,
         Batches(dataset, train.context, train.batch_tokens, spec.seed),
@@ -227,10 +318,13 @@ def _session(spec: RunSpec, dataset: Dataset, view: View) -> Session:
         sentinels=Sentinels.of(dataset.tokenizer, spec.model.vocab_size, spans.most)
         if spans
         else None,
+        processes=arranged,
     )
 
 
-def _measured(spec: RunSpec, dataset: Dataset, view: View) -> tuple[RunSpec, Session]:
+def _measured(
+    spec: RunSpec, dataset: Dataset, view: View, processes: Processes
+) -> tuple[RunSpec, Session]:
     """Fix threads, precision, steps and compiling, by measurement where they were left open."""
     began = time.perf_counter()
     train = spec.train
@@ -242,9 +336,9 @@ def _measured(spec: RunSpec, dataset: Dataset, view: View) -> tuple[RunSpec, Ses
         "device": device,
         "precision": resolve_precision(train, device),
     }
-    spec = _with_train(spec, fixed)
-    session = _session(spec, dataset, view)
-    scratch = _fresh_state(spec, dataset, device)
+    spec = processes.told(_with_train(spec, fixed))
+    session = _session(spec, dataset, view, processes)
+    scratch = processes.each(lambda: _fresh_state(spec, dataset, device, session.processes))
     steps, compiled = calibrate(scratch, session, time.perf_counter() - began)
     filled: dict[str, Any] = {"steps": steps, "compile": compiled, "minutes": None, "tokens": None}
     if spec.train.checkpoint.every is None:

@@ -9,7 +9,6 @@ from typing import Any
 from flyweight.files.run import RunFolder, read_checkpoint_state, write_checkpoint
 from flyweight.files.tensors import read_tensors, write_tensors
 from flyweight.model.decoder import Decoder
-from flyweight.model.weights import load_weights
 from flyweight.spec.errors import FlyweightError
 from flyweight.train.optimizer import Optimizer
 
@@ -35,14 +34,21 @@ class TrainState:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def save(self, run: RunFolder) -> Path:
-        """Write checkpoints/STEP. Equal states make folders equal to the byte."""
+        """Write checkpoints/STEP. Equal states make folders equal to the byte.
+
+        All processes must call it; the leader writes.
+        """
+        layout = self.optimizer.layout
+        weights, optimizer = layout.weights(self.model), self.optimizer.tensors()
+        if not layout.processes.leader:
+            return run.checkpoint_path(self.step)
         counters = {"step": self.step, "tokens": self.tokens, "bytes": self.bytes}
         return write_checkpoint(
             run,
             self.step,
             {
-                WEIGHTS: lambda path: write_tensors(path, self.model.state_dict()),
-                OPTIMIZER: lambda path: write_tensors(path, self.optimizer.tensors()),
+                WEIGHTS: lambda path: write_tensors(path, weights),
+                OPTIMIZER: lambda path: write_tensors(path, optimizer),
             },
             {**counters, "identity": self.identity, "extra": self.extra},
         )
@@ -57,7 +63,7 @@ class TrainState:
                     f"{path} was made with {key} {recorded}, but this run now has {value};"
                     f" restore the original {key}, or start a new run"
                 )
-        load_weights(self.model, path / WEIGHTS)
+        self.optimizer.layout.load_weights(self.model, path / WEIGHTS)
         self.optimizer.load(read_tensors(path / OPTIMIZER))
         self.step, self.tokens, self.bytes = state["step"], state["tokens"], state["bytes"]
         self.extra = state.get("extra", {})

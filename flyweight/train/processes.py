@@ -1,0 +1,248 @@
+"""The processes that torchrun started, as one run: who is who, what they agree on, how they end.
+
+    torchrun --nproc-per-node 4 -m flyweight train CONFIG
+
+A process alone is a group of one, for which nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from flyweight.spec.errors import ConfigurationError, FlyweightError, Interrupted
+
+T = TypeVar("T")
+# A process that is not there within this time is given up; building data may take hours.
+_WAIT = timedelta(days=2)
+# The grace that a process which fails gives the others, which mostly failed alike and say so.
+_GRACE = 3.0
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among ``size``: of each step's rows it takes a share, by its ``index``.
+
+    ``tensor`` consecutive ranks compute the same rows together, each with a part of every block.
+    The leader alone writes, shows and logs. All methods that talk must be called by all.
+    """
+
+    rank: int = 0
+    size: int = 1
+    tensor: int = 1
+    mesh: DeviceMesh | None = None
+    talk: Any = None
+
+    @property
+    def leader(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def copies(self) -> int:
+        """How many parts a batch is cut into."""
+        return self.size // self.tensor
+
+    @property
+    def index(self) -> int:
+        """Which of those parts is this process's."""
+        return self.rank // self.tensor
+
+    @property
+    def draws(self) -> str:
+        """The name of this process's random numbers: other rows draw others (data.order.keys)."""
+        return f"draws {self.index}" if self.index else "draws"
+
+    def arranged(self, tensor: int, device: str) -> Processes:
+        """The same processes with ``tensor`` of them working on each row."""
+        if self.size == 1:
+            return self
+        if self.size % tensor:
+            raise ConfigurationError(
+                f"distributed.tensor = {tensor}, but {self.size} processes do not divide into"
+                f" groups of {tensor}; start a multiple of {tensor}"
+            )
+        shape, names = (self.size // tensor, tensor), ("data", "tensor")
+        mesh = init_device_mesh(device, shape, mesh_dim_names=names)
+        return Processes(self.rank, self.size, tensor, mesh, self.talk)
+
+    def rows(self, count: int) -> slice:
+        """This process's rows of a batch of ``count``: the whole batch's, whoever takes part."""
+        if count % self.copies:
+            raise ConfigurationError(
+                f"a batch of {count} rows does not divide among {self.copies} processes: set"
+                " train.batch_tokens to a multiple of train.context times the processes, or start"
+                f" a number of them that divides {count}"
+            )
+        share = count // self.copies
+        return slice(self.index * share, (self.index + 1) * share)
+
+    def total(self, value: float) -> float:
+        """The sum over the parts of the batch, the same in every process."""
+        return self.sum(value) / self.tensor if self.size > 1 else value
+
+    def sum(self, value: float) -> float:
+        """The sum over all processes."""
+        if self.size == 1:
+            return value
+        box = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(box, group=self.talk)
+        return box.item()
+
+    def told(self, value: T) -> T:
+        """The leader's value, in every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.talk)
+        return box[0]
+
+    def heard(self, value: T) -> list[T]:
+        """Every process's value, by rank, in every process."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value, group=self.talk)
+        return box
+
+    def first(self, work: Callable[[], T]) -> T | None:
+        """Let the leader do ``work`` while the others wait. Its failure ends all; it says why."""
+        return self.each(work if self.leader else lambda: None)
+
+    def each(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in every process. If it fails in some, all end, and one says why."""
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        if self.size > 1:
+            failed = [rank for rank, bad in enumerate(self.heard(failure is not None)) if bad]
+            if failed and failed[0] != self.rank:
+                raise SystemExit(1)
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[return-value]
+
+    def agree(self, facts: dict[str, str], what: str) -> None:
+        """Refuse to go on where the processes have different ``facts``; the leader says which."""
+        every = self.heard((socket.gethostname(), facts))
+
+        def compare() -> None:
+            for rank, (host, theirs) in enumerate(every):
+                names = facts.keys() | theirs.keys()
+                wrong = sorted(n for n in names if facts.get(n) != theirs.get(n))
+                if wrong:
+                    listed = "; ".join(
+                        f"{n}: {facts.get(n, 'nothing')} here, {theirs.get(n, 'nothing')} there"
+                        for n in wrong[:3]
+                    )
+                    raise ConfigurationError(
+                        f"the processes disagree on {what}: rank {rank} on {host} is not as rank"
+                        f" 0 ({listed}). Start all with the same versions, files and settings"
+                    )
+
+        self.first(compare)
+
+
+ALONE = Processes()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes of the job that torchrun started this one for; one alone without it.
+
+    When another one dies, this one says so and ends, and so does the job.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        yield ALONE
+        return
+    rank = int(os.environ["RANK"])
+    ending = _Ending(rank, size)
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=_WAIT)
+        talk = dist.new_group(backend="gloo", timeout=_WAIT)
+        yield Processes(rank, size, talk=talk)
+        dist.barrier(group=talk)
+    except Interrupted:
+        if rank:
+            raise SystemExit(Interrupted.exit_code) from None
+        raise
+    except FlyweightError as error:
+        ending.quiet = rank > 0
+        if rank:
+            # Mostly the leader failed alike; torchrun then ends this one before it says it too.
+            time.sleep(_GRACE)
+            raise type(error)(f"rank {rank} of {size}: {error}") from None
+        raise
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        ending.lost(str(error).splitlines()[0][:160])
+    finally:
+        ending.quiet = True
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another process has gone."""
+    if isinstance(error, dist.DistError):
+        return True
+    signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return any(sign in str(error) for sign in signs)
+
+
+class _Ending:
+    """Says once that the job has lost a process, and ends this one, whatever it is doing.
+
+    torchrun sends SIGTERM when a process of the job ended. One that waits for it inside an
+    exchange runs no Python then, so a thread of its own listens.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size, self.quiet = rank, size, False
+        self._lock = threading.Lock()
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._heard, told = socket.socketpair()
+        told.setblocking(False)
+        self._told = told
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while said := self._heard.recv(1):
+            if said[0] == signal.SIGTERM:
+                if self.quiet:
+                    os._exit(1)
+                self.lost("told to stop (SIGTERM)")
+
+    def lost(self, reason: str) -> None:
+        with self._lock:
+            print(
+                f"error: rank {self.rank} of {self.size} ends: another process of this job was"
+                f" killed or has failed, or the job was stopped ({reason}). What was saved before"
+                " is whole; to go on, start the same job with: -m flyweight resume RUN",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)
