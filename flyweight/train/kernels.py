@@ -83,7 +83,7 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
         x = _in_rows(x)
         y, factors = torch.empty_like(x), torch.empty(x.shape[:-1].numel())
-        weight = None if gain is None else numbers(gain.float())
+        weight = None if gain is None else numbers(_copied(gain))
         call(kernels.rms_norm_rows, _rows(x), weight, eps, _rows(y), numbers(factors))
         ctx.save_for_backward(x, gain, factors)
         return y
@@ -94,7 +94,7 @@ class _RmsNorm(torch.autograd.Function):
         grad, dx = _in_rows(grad), torch.empty_like(x)
         weight = parts = None
         if gain is not None:
-            weight = numbers(gain.float())
+            weight = numbers(_copied(gain))
             parts = torch.zeros(-(-len(factors) // _BLOCK), x.shape[-1])
         given = _rows(grad), _rows(x), weight, numbers(factors)
         made = _rows(dx), None if parts is None else numbers(parts)
@@ -140,6 +140,11 @@ def _squared(x: Tensor, grad: Tensor | None) -> Tensor:
     of = None if grad is None else numbers(grad.contiguous().flatten(0, -2))
     call(kernels.relu2_rows, of, numbers(x.flatten(0, -2)), numbers(y.flatten(0, -2)))
     return y
+
+
+def _copied(gain: Tensor) -> Tensor:
+    """A gain that NumPy may look at: the memory that it saw can never be freed by FSDP2."""
+    return gain.detach().to(torch.float32, copy=True)
 
 
 def numbers(x: Tensor) -> NDArray[Any]:
