@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,7 +200,7 @@ def _go(
     processes, plan = session.processes, session.plan
     # A ramp's batches must divide too: better now than at its step.
     for rows in {*(plan.windows * (spec.train.context // plan.contexts)).tolist()}:
-        processes.each(lambda rows=rows: processes.rows(rows))
+        processes.each(partial(processes.rows, rows))
     steps = processes.told(run.steps())
     start = spec.start if not steps else None
     state = processes.each(
