@@ -105,9 +105,8 @@ def pieces(text: str, size: int) -> Iterator[str]:
     else anywhere."""
     at = 0
     while len(text) - at > size:
-        cut = max(text.rfind("\n", at + size // 2, at + size), -1)
-        cut = cut if cut >= 0 else text.rfind(" ", at + size // 2, at + size)
-        cut = cut + 1 if cut >= 0 else at + size
+        cut = 1 + text.rfind("\n", at + size // 2, at + size)
+        cut = cut or 1 + text.rfind(" ", at + size // 2, at + size) or at + size
         yield text[at:cut]
         at = cut
     yield text[at:]
@@ -170,6 +169,18 @@ def ngrams_of_each(found: Words, n: int) -> tuple[Hashes, Places]:
         begin, end = found.offsets[text], found.offsets[text + 1]
         result[offsets[text]] = ngrams(found.hashes[begin:end], int(end - begin))[0]
     return result, offsets
+
+
+def stand_alone(text: str, found: Words) -> npt.NDArray[np.bool_]:
+    """Which of the words ``found`` in ``text`` are characters of a script without spaces."""
+    codes = code_points(text)[found.starts]
+    return _tables()[0][np.minimum(codes, _TABLE - 1)] == _ALONE
+
+
+def word_characters(text: str) -> int:
+    """How many characters of ``text`` are letters, marks or digits."""
+    codes = np.minimum(code_points(text), _TABLE - 1)
+    return int(np.count_nonzero(_tables()[0][codes]))
 
 
 def code_points(text: str) -> Codes:

@@ -22,7 +22,7 @@ class Markup(Table):
     """HTML to text: tags, comments, scripts and styles go, entities become characters.
 
     ``where = "auto"`` touches what is HTML by its looks alone (it starts as a page does, or closes
-    at least five elements), "all" every document.
+    at least five elements and has a tenth of its characters in tags), "all" every document.
     """
 
     where: Literal["auto", "all"] = "auto"
@@ -31,7 +31,8 @@ class Markup(Table):
 class Personal(Table):
     """What identifies a person: masked (``<email>``), or a reason to drop the document.
 
-    Card numbers count where their Luhn sum holds, IBANs where their remainder mod 97 is 1.
+    Card numbers count where an issuer has such numbers and their Luhn sum holds, IBANs where their
+    remainder mod 97 is 1, phone numbers in the international form and North America's.
     """
 
     email: Literal["keep", "mask", "drop"] = "mask"
