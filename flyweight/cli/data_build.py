@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from flyweight.spec.data import Data
     from flyweight.spec.run import Text
 
-# The module of the worker processes.
-WORKER = "flyweight.cli.data_worker"
 _WORDS = {
     "read": "reading text",
     "clean": "cleaning",
@@ -51,15 +49,16 @@ def build(
     from flyweight.cli.data import statistics
     from flyweight.data.build import build as build_dataset
     from flyweight.data.build import dry_run as only_look
+    from flyweight.train.data_worker import WORKER, scorer
 
     name, data, text = _configuration(config, overrides or [])
     place = out or Path("datasets") / name
     base, show = config.parent, progress()
     if dry_run:
-        report = only_look(data, place, show, base, WORKER)
+        report = only_look(data, place, show, base, WORKER, scorer)
         typer.echo(json.dumps(report.to_dict()) if as_json else _shown(report, name))
         return
-    dataset = build_dataset(data, text.tokenizer, place, show, base, restart, WORKER)
+    dataset = build_dataset(data, text.tokenizer, place, show, base, restart, WORKER, scorer)
     for notice in dataset.record.get("notices", []):
         typer.echo(notice, err=True)
     typer.echo(json.dumps(dataset.record) if as_json else statistics(dataset))
@@ -93,6 +92,7 @@ def _configuration(config: Path, overrides: list[str]) -> tuple[str, Data, Text]
 
     Relative paths are the file's; a tokenizer's becomes absolute here, texts' in the build.
     """
+    from flyweight.data.paths import locate_cleaning
     from flyweight.spec import run, toml
     from flyweight.spec.table import nearest
 
@@ -107,6 +107,8 @@ def _configuration(config: Path, overrides: list[str]) -> tuple[str, Data, Text]
     name = values.get("name", config.stem)
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"`name` must be text (got {name!r})")
+    if "data" in values:
+        locate_cleaning(values["data"], config.parent)
     data = run.Data.parse(values.get("data", {}), "data")
     text = run.Text.parse(_located(values.get("text", {}), config.parent), "text")
     return name, data, text

@@ -19,6 +19,7 @@ from typing import Any
 
 from flyweight.data.clean import fingerprint
 from flyweight.data.crew import Crew, Done, work_here
+from flyweight.data.decontaminate import Decontaminator, is_prepared
 from flyweight.data.document import Skipped
 from flyweight.data.packed import Packed
 from flyweight.data.plan import Plan, plan, stamp_of
@@ -27,7 +28,7 @@ from flyweight.data.settle import Settled, settle
 from flyweight.data.shards import SPLITS, Dataset, is_dataset
 from flyweight.data.sources import STANDARD_INPUT, nothing_in, origins
 from flyweight.data.spool import spool
-from flyweight.data.work import KEPT, PARTIAL, TRAIN, Work, changed_error
+from flyweight.data.work import KEPT, PARTIAL, TRAIN, Scorer, Work, changed_error
 from flyweight.data.writer import Writer, disk_errors, refuse_other, require_eot
 from flyweight.files.atomic import write_text
 from flyweight.spec import run
@@ -54,6 +55,7 @@ def build(
     base: Path | None = None,
     restart: bool = False,
     worker: str = WORKER,
+    scorer: Scorer | None = None,
 ) -> Dataset:
     """Read, clean, split, tokenise and write the dataset of a run to the folder ``out``.
 
@@ -61,7 +63,8 @@ def build(
     means that dataset, as it is. A tokenizer is trained on the training split alone. Relative
     paths are below ``base`` (default: the working directory). ``restart`` throws away what an
     unfinished build left; without it the same build goes on from there. ``worker``: the module
-    of the worker processes.
+    of the worker processes; ``scorer``: what loads the model of data.clean.perplexity, here as
+    there.
 
     Raises FlyweightError for text that is not there or too little, where ``out`` holds something
     else, and for an unfinished build of something else.
@@ -74,7 +77,7 @@ def build(
     if tokenizer.kind == "file":
         require_eot(load_tokenizer(tokenizer.path or ""))
     with _workplace(out, restart) as folder:
-        builder = _Builder(folder, data, tokenizer, base or Path(), progress, worker)
+        builder = _Builder(folder, data, tokenizer, base or Path(), progress, worker, scorer)
         dataset = builder.build(out)
         shutil.rmtree(folder, ignore_errors=True)
     return dataset
@@ -86,6 +89,7 @@ def dry_run(
     progress: Progress | None = None,
     base: Path | None = None,
     worker: str = WORKER,
+    scorer: Scorer | None = None,
 ) -> Report:
     """Read and clean everything, and say what would stay; nothing is left on the disk."""
     if any(is_dataset((base or Path()) / Path(path).expanduser()) for path in data.train):
@@ -94,7 +98,8 @@ def dry_run(
     place = out.with_name(f"{out.name}.dry-run")
     with _workplace(place, restart=True) as folder:
         try:
-            builder = _Builder(folder, data, run.Tokenizer(), base or Path(), progress, worker)
+            kind = run.Tokenizer()
+            builder = _Builder(folder, data, kind, base or Path(), progress, worker, scorer)
             return builder.prepare()[0]
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -109,13 +114,14 @@ class _Builder:
         base: Path,
         progress: Progress | None,
         worker: str,
+        scorer: Scorer | None,
     ) -> None:
         self._data = data
         self._table = tokenizer
         self._base = base
         self._progress = progress or (lambda stage, done, total: None)
         self._module = worker
-        self._work = Work(folder)
+        self._work = Work(folder, scorer)
 
     def build(self, out: Path) -> Dataset:
         report, settled = self.prepare()
@@ -141,6 +147,8 @@ class _Builder:
                     if counts["documents"]:
                         writer.add_packed(split, work.origin(part)["source"], found)
             writer.write("report.md", report.markdown(out.name))
+            if (found_items := report.contamination()) is not None:
+                writer.write("contamination.jsonl", found_items)
             return writer.finish(out.name, report.notes(self._data))
 
     def prepare(self) -> tuple[Report, Settled]:
@@ -161,6 +169,10 @@ class _Builder:
             self._do("read", units, lambda unit: None)
         self._require_text()
         parts = len(work.parts)
+        table = self._data.decontaminate
+        if table is not None and not is_prepared(work.evaluation):
+            with disk_errors(work.out, KEPT):
+                Decontaminator.prepare(table, work.evaluation)
         self._do("clean", range(parts), lambda part: self._progress("clean", part + 1, parts))
         with disk_errors(work.out, KEPT):
             settled = settle(work)

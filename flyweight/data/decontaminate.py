@@ -21,10 +21,12 @@ from flyweight.data.document import Document
 from flyweight.data.evaluation import Item, items
 from flyweight.data.tally import Finding, Tally
 from flyweight.data.words import Hashes, ngrams, words
+from flyweight.files.atomic import write_text
 from flyweight.spec.cleaning import Decontaminate
 from flyweight.spec.errors import FlyweightError
 
 RULE = "contaminated"
+_INDEX = "items.json"
 _ITEMS = 1024
 _PASSAGE = 120
 
@@ -43,9 +45,8 @@ class Decontaminator:
         self._grams = grams
 
     @classmethod
-    def prepare(cls, table: Decontaminate, folder: Path) -> str | None:
-        """Write the index of the table's files to ``folder``. Returns a notice about items that
-        are too short to be looked for, if there are any."""
+    def prepare(cls, table: Decontaminate, folder: Path) -> None:
+        """Write the index of the table's files to ``folder``, items.json last."""
         names: list[tuple[str, str]] = []
         found: dict[int, list[tuple[Hashes, npt.NDArray[np.int32]]]] = {}
         short = 0
@@ -76,19 +77,13 @@ class Decontaminator:
             np.save(folder / f"hashes-{n}.npy", hashes[new])
             np.save(folder / f"items-{n}.npy", owners_N[new])
             np.save(folder / f"bits-{n}.npy", _bits_of(hashes[new]))
-        index = {"lengths": sorted(found), "items": names}
-        (folder / "items.json").write_text(json.dumps(index), encoding="utf-8")
-        if not short:
-            return None
-        return (
-            f"decontamination passes over {short:,} of {len(names):,} evaluation items: no text of"
-            f" {table.min_words} words"
-        )
+        index = {"lengths": sorted(found), "items": names, "short": short, "min": table.min_words}
+        write_text(folder / _INDEX, json.dumps(index))
 
     @classmethod
     def open(cls, table: Decontaminate, folder: Path) -> Self:
         """The stage with the index in ``folder``, which is mapped, not read."""
-        index = json.loads((folder / "items.json").read_text(encoding="utf-8"))
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         grams = [_Grams(n, folder) for n in index["lengths"]]
         return cls(table, [(file, id) for file, id in index["items"]], grams)
 
@@ -149,6 +144,21 @@ class Decontaminator:
             text = "\n\n".join(part.strip() for part in kept if part.strip())
             spans, _ = self._search(text)
         return text
+
+
+def is_prepared(folder: Path) -> bool:
+    return (folder / _INDEX).is_file()
+
+
+def passed_over(folder: Path) -> list[str]:
+    """A notice about the items that were too short to be looked for, if there are any."""
+    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    if not index["short"]:
+        return []
+    return [
+        f"decontamination passes over {index['short']:,} of {len(index['items']):,} evaluation"
+        f" items: no text of {index['min']} words"
+    ]
 
 
 class _Grams:

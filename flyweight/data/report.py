@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from flyweight.data.decontaminate import passed_over
 from flyweight.data.document import Skipped
 from flyweight.data.settle import Settled
 from flyweight.data.tally import Tally
@@ -31,13 +33,21 @@ class SourceReport:
     tally: Tally = field(default_factory=Tally)
 
 
+# Rows of the page's tables of examples.
+_SHOWN = 20
+
+
 @dataclass
 class Report:
-    """``sources`` by name (the held-out files' is "held_out"), and what was not read."""
+    """``sources`` by name (the held-out files' is "held_out"), and what was not read; ``near``:
+    the first near-duplicates, as (dropped, kept, similarity); ``decontaminated``: what is said of
+    evaluation items that could not be looked for, None where none were looked for at all."""
 
     sources: dict[str, SourceReport]
     skipped: Skipped
     held_out: frozenset[str]
+    near: list[tuple[str, str, float]] = field(default_factory=list)
+    decontaminated: list[str] | None = None
 
     @classmethod
     def of(cls, work: Work, settled: Settled) -> Report:
@@ -45,7 +55,8 @@ class Report:
         plan, skipped = work.plan, Skipped()
         sources: dict[str, SourceReport] = {}
         for origin in plan.origins:
-            sources.setdefault(origin["source"], SourceReport())
+            fresh = SourceReport(tally=Tally(samples=work.samples))
+            sources.setdefault(origin["source"], fresh)
             skipped.merge(Skipped.from_dict(origin["passed"]))
         for number, unit in enumerate(plan.units):
             result = work.result("read", number)
@@ -64,7 +75,8 @@ class Report:
                 sources[source].dropped[reason] += count
                 sources[source].kept -= count
         named = frozenset(origin["source"] for origin in plan.origins if origin["held_out"])
-        return cls(sources, skipped, named)
+        said = passed_over(work.evaluation) if work.data.decontaminate is not None else None
+        return cls(sources, skipped, named, settled.near, said)
 
     def cleaned(self) -> dict[str, int]:
         """Training documents that came in, and how many of them each reason dropped."""
@@ -74,7 +86,7 @@ class Report:
 
     def tally(self) -> Tally:
         """What the cleaning rules did to all sources together."""
-        whole = Tally()
+        whole = Tally(samples=max(found.tally.samples for found in self.sources.values()))
         for found in self.sources.values():
             whole.merge(found.tally)
         return whole
@@ -85,7 +97,8 @@ class Report:
             for reason, count in self.cleaned().items()
             if reason in _REASONS and count
         ]
-        return [*self.skipped.lines(), *dropped, *self.tally().lines()]
+        said = self.decontaminated or []
+        return [*self.skipped.lines(), *dropped, *self.tally().lines(), *said]
 
     def notes(self, data: Data) -> dict[str, Any]:
         """What dataset.json says of the build."""
@@ -94,7 +107,10 @@ class Report:
             "skipped": dict(sorted(self.skipped.counts.items())),
             "encodings": dict(sorted(self.skipped.encodings.items())),
             "cleaned": self.cleaned(),
-            "rules": {rule: count.dropped for rule, count in self.tally().rules.items()},
+            "rules": {
+                rule: {"dropped": count.dropped, "edited": count.edited, "found": count.found}
+                for rule, count in self.tally().rules.items()
+            },
             "notices": self.notices(),
         }
 
@@ -112,7 +128,18 @@ class Report:
                 for name, found in self.sources.items()
             },
             "skipped": self.skipped.to_dict(),
+            "near_duplicates": self.near,
+            "contamination": [asdict(finding) for finding in self.tally().findings],
+            "notices": self.notices(),
         }
+
+    def contamination(self) -> str | None:
+        """Which evaluation items were found in which documents, as JSON lines; None where none
+        were looked for."""
+        if self.decontaminated is None:
+            return None
+        rows = (json.dumps(asdict(row), ensure_ascii=False) for row in self.tally().findings)
+        return "".join(f"{row}\n" for row in rows)
 
     def markdown(self, name: str) -> str:
         """The report as a page."""
@@ -133,14 +160,36 @@ class Report:
             if found.tally.rules:
                 lines += ["", f"## What the rules did to {_cell(source)}", ""]
                 lines += _rules(found.tally)
+        if self.near:
+            lines += ["", "## Near-duplicates, the first", ""]
+            lines += ["| dropped | like | similarity |", "| --- | --- | ---: |"]
+            lines += [f"| {_cell(gone)} | {_cell(kept)} | {j:.3f} |" for gone, kept, j in self.near]
+        lines += self._found_items()
         return "\n".join(lines) + "\n"
+
+    def _found_items(self) -> list[str]:
+        tally = self.tally()
+        if not tally.findings:
+            return [] if self.decontaminated is None else ["", *self.decontaminated]
+        total = len(tally.findings) + tally.findings_left_out
+        lines = ["", "## Evaluation items found", "", f"{total:,} in all, in contamination.jsonl"]
+        lines[-1] += f" the first {len(tally.findings):,}." if tally.findings_left_out else "."
+        lines += ["", "| document | file | item | n-grams | passage |"]
+        lines += ["| --- | --- | --- | ---: | --- |"]
+        for row in tally.findings[:_SHOWN]:
+            cells = [row.document, row.file, row.item, str(row.ngrams), row.passage]
+            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+        return [*lines, *(["", *self.decontaminated] if self.decontaminated else [])]
 
 
 def _rules(tally: Tally) -> list[str]:
-    lines = ["| rule | dropped | edited | characters less |", "| --- | ---: | ---: | ---: |"]
+    lines = [
+        "| rule | dropped | edited | found | lines less | characters less |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for rule, count in tally.rules.items():
-        numbers = f"{count.dropped:,} | {count.edited:,} | {count.characters:,}"
-        lines.append(f"| {rule} | {numbers} |")
+        numbers = (count.dropped, count.edited, count.found, count.lines, count.characters)
+        lines.append(f"| {rule} | " + " | ".join(f"{number:,}" for number in numbers) + " |")
     for rule, count in tally.rules.items():
         if count.samples:
             lines += ["", f"Examples of {rule}:", ""]

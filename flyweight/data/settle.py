@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flyweight.data.exact import exact_duplicates
+from flyweight.data.near import near_duplicates
 from flyweight.data.split import split
 from flyweight.data.work import DROPPED, HELD_OUT, KEYS, TRAIN, Work
 from flyweight.files.atomic import write_bytes, write_text
@@ -26,11 +28,13 @@ class Settled:
     bytes: list[int]
     # source -> {"duplicates": n, "held_out": n, "near_duplicates": n}
     dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+    # Near-duplicates, the first few: (dropped, the one that stays, their similarity).
+    near: list[tuple[str, str, float]] = field(default_factory=list)
 
 
 def settle(work: Work) -> Settled:
     """Decide on every document, and write that to the work folder. Takes some 100 bytes of memory
-    a document."""
+    a document, and what `near_duplicates` takes."""
     done = work.folder / "settled.json"
     if done.is_file():
         return Settled(**json.loads(done.read_text()))
@@ -44,7 +48,17 @@ def settle(work: Work) -> Settled:
     known = copies & _among(keys[:, :2], keys[:protected, :2])
     known[:protected] = False
     drops = {"held_out": known, "duplicates": copies & ~known}
-    dropped = copies
+    dropped, near = copies, []
+    if (table := work.data.near_duplicates) is not None:
+        files = [work.signatures_file(part) for part in range(len(work.parts))]
+        read = work.reader(keys, starts)
+        found = near_duplicates(table, files, read, copies, protected)
+        drops["near_duplicates"] = found.drop
+        dropped = copies | found.drop
+        near = [
+            (_name(work, starts, gone), _name(work, starts, kept), round(similarity, 4))
+            for gone, kept, similarity in found.samples
+        ]
     assignment = np.where(dropped, DROPPED, TRAIN).astype(np.int8)
     assignment[:protected][~dropped[:protected]] = HELD_OUT
     open_ = assignment == TRAIN
@@ -56,7 +70,7 @@ def settle(work: Work) -> Settled:
         assignment[np.flatnonzero(open_)[held & (not cut)]] = HELD_OUT
     _require_some(work, assignment, protected)
     sizes = [int(keys[assignment == where, 3].sum()) for where in (TRAIN, HELD_OUT)]
-    settled = Settled(cut, sizes, _by_source(work, starts, drops))
+    settled = Settled(cut, sizes, _by_source(work, starts, drops), near)
     _save(work, "assignment.npy", assignment)
     _save(work, "starts.npy", starts)
     write_text(done, json.dumps(asdict(settled), ensure_ascii=False))
@@ -79,6 +93,11 @@ def _among(
         np.ascontiguousarray(rows_D2).view(whole).ravel(),
         np.ascontiguousarray(known_N2).view(whole).ravel(),
     )
+
+
+def _name(work: Work, starts: npt.NDArray[np.int64], document: int) -> str:
+    part = int(np.searchsorted(starts, document, side="right")) - 1
+    return next(islice(work.documents(part), document - int(starts[part]), None)).name
 
 
 def _by_source(

@@ -2,6 +2,7 @@
 
     read/   a unit's documents as they are            READ.json: how many parts, what was skipped
     clean/  a part's documents, cleaned; .npy: keys   CLEAN.json: counts and examples by rule
+            and MinHash signatures
     pack/   a part's tokens, by split                 PACK.json: how many
 
 Each result is written under another name and renamed, its .json last: a unit either is done or it
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flyweight.data.clean import fingerprint, normalise
+from flyweight.data.cleaner import Cleaner, Score
+from flyweight.data.decontaminate import Decontaminator
 from flyweight.data.document import Document, Skipped
+from flyweight.data.near import signatures
 from flyweight.data.packed import PackedWriter
 from flyweight.data.parts import PART_BYTES, PartWriter, read_part, remove_part
 from flyweight.data.plan import Plan, stamp_of
@@ -32,6 +36,7 @@ from flyweight.data.split import cut_tail, place
 from flyweight.data.tally import Tally
 from flyweight.data.writer import disk_errors, require_eot
 from flyweight.files.atomic import write_bytes, write_text
+from flyweight.spec.cleaning import Clean, Perplexity
 from flyweight.spec.data import Data
 from flyweight.spec.errors import CorruptFileError
 from flyweight.text.load import load_tokenizer
@@ -43,17 +48,25 @@ _ENCODED = 1 << 20
 # (n, 4) uint64 of a cleaned part: 128 bits of each text's hash, the place of its name's hash in
 # the split, and the text's size in bytes.
 KEYS = 4
+# Documents whose signatures are computed at a time.
+_SIGNED = 256
 # Where a document goes.
 DROPPED, TRAIN, HELD_OUT = -1, 0, 1
 PARTIAL = ".partial"
 KEPT = "what is done is kept: run the command again to go on, or with --restart to begin anew"
 
 
-class Work:
-    """A build's work folder."""
+Reader = Callable[[int], str]
+# What makes, of the table that names a model, its function of a text to bits per byte.
+Scorer = Callable[[Perplexity], Score]
 
-    def __init__(self, folder: Path) -> None:
+
+class Work:
+    """A build's work folder. ``scorer`` is asked where data.clean.perplexity is set."""
+
+    def __init__(self, folder: Path, scorer: Scorer | None = None) -> None:
         self.folder = folder
+        self._scorer = scorer
         self.out = folder.with_name(folder.name.removesuffix(PARTIAL))
 
     @cached_property
@@ -162,8 +175,11 @@ class Work:
     def _clean(self, number: int) -> dict[str, Any]:
         unit, part = self.parts[number]
         origin = self.origin(number)
-        tally = Tally()
+        tally = Tally(samples=self.samples)
+        near = self.data.near_duplicates
         keys: list[tuple[int, ...]] = []
+        signed = [np.zeros((near.bands if near else 0, 0), np.uint64)]
+        texts: list[str] = []
         empty = 0
         with PartWriter(self.place("clean", number)) as out:
             for raw in read_part(self._raw(unit, part), origin["source"]):
@@ -171,13 +187,52 @@ class Work:
                 if not text or text.isspace():
                     empty += 1
                     continue
-                data = text.encode()
+                tally.seen(text)
+                document: Document | None = Document(raw.name, text, raw.source)
+                for stage in self._stages:
+                    document = document and stage(document, tally)
+                if document is None:
+                    continue
+                data = document.text.encode()
                 out.add(raw.name, data)
-                digest = fingerprint(text)
+                digest = fingerprint(document.text)
                 halves = (int.from_bytes(digest[i : i + 8], "big") for i in (0, 8))
                 keys.append((*halves, place(raw.name), len(data)))
+                if near is not None:
+                    texts.append(document.text)
+                    if len(texts) == _SIGNED:
+                        signed.append(signatures(texts, near))
+                        texts = []
+        if near is not None:
+            signed.append(signatures(texts, near))
+            _save(self.signatures_file(number), np.concatenate(signed, axis=1))
         _save(self.keys_file(number), np.array(keys, np.uint64).reshape(-1, KEYS))
         return {"kept": out.documents, "bytes": out.bytes, "empty": empty, "tally": tally.to_dict()}
+
+    @property
+    def samples(self) -> int:
+        """How many examples each rule keeps."""
+        return (self.data.clean or Clean()).samples
+
+    @cached_property
+    def _stages(self) -> list[Cleaner | Decontaminator]:
+        clean, decontaminate = self.data.clean, self.data.decontaminate
+        stages: list[Cleaner | Decontaminator] = []
+        if clean is not None:
+            perplexity = clean.perplexity
+            score = self._scorer(perplexity) if perplexity and self._scorer else None
+            stages.append(Cleaner(clean, score))
+        if decontaminate is not None:
+            stages.append(Decontaminator.open(decontaminate, self.evaluation))
+        return stages
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of the index of evaluation files."""
+        return self.folder / "evaluation"
+
+    def signatures_file(self, number: int) -> Path:
+        return self.place("clean", number).with_suffix(".signatures.npy")
 
     def keys_file(self, number: int) -> Path:
         return self.place("clean", number).with_suffix(".keys.npy")
@@ -185,6 +240,21 @@ class Work:
     def documents(self, number: int) -> Iterator[Document]:
         """The cleaned documents of a part."""
         return read_part(self.place("clean", number), self.origin(number)["source"])
+
+    def reader(self, keys: npt.NDArray[np.uint64], starts: npt.NDArray[np.int64]) -> Reader:
+        """A function from a cleaned document's number to its text; ``keys`` and ``starts`` of all."""
+        sizes = keys[:, 3].astype(np.int64)
+        ends = np.cumsum(sizes)
+
+        def read_text(document: int) -> str:
+            part = int(np.searchsorted(starts, document, side="right")) - 1
+            before = int(ends[starts[part]] - sizes[starts[part]])
+            file = self.place("clean", part).with_suffix(".text")
+            with file.open("rb") as texts:
+                texts.seek(int(ends[document] - sizes[document]) - before)
+                return texts.read(int(sizes[document])).decode()
+
+        return read_text
 
     # -- packing
 

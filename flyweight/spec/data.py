@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from flyweight.spec.cleaning import Clean, Decontaminate, NearDuplicates
 from flyweight.spec.table import Table
 
 Positive = Annotated[int, Field(gt=0)]
@@ -48,6 +49,7 @@ class Data(Table):
     document holds out its tail. ``on_error``: whether what is broken stops the build or is
     counted and skipped. ``longest_document`` in bytes: more than that is broken. ``workers``:
     processes (default: the machine's cores); the dataset is the same for any number of them.
+    ``clean``, ``decontaminate`` and ``near_duplicates`` are off unless written.
     """
 
     train: list[str] = Field(default_factory=list)
@@ -56,6 +58,9 @@ class Data(Table):
     on_error: Literal["stop", "skip"] = "stop"
     longest_document: Positive = 64 << 20
     workers: Positive | None = None
+    clean: Clean | None = None
+    decontaminate: Decontaminate | None = None
+    near_duplicates: NearDuplicates | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Data:

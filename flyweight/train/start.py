@@ -19,6 +19,7 @@ import torch
 
 from flyweight.data.batches import Batches
 from flyweight.data.build import Progress, build
+from flyweight.data.paths import locate_cleaning
 from flyweight.data.shards import Dataset
 from flyweight.files.atomic import write_text
 from flyweight.files.model_folder import write_model_folder
@@ -33,6 +34,7 @@ from flyweight.train.calibrate import calibrate, count_flops
 from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
 from flyweight.train.corruption import Sentinels
+from flyweight.train.data_worker import WORKER, scorer
 from flyweight.train.kernels import hand_in
 from flyweight.train.layout import HERE
 from flyweight.train.loop import run_training
@@ -121,7 +123,7 @@ def _built(
     values, origin = checked
     text, data, train = check_tables(values)
     out.mkdir(parents=True, exist_ok=True)
-    dataset = build(data, text.tokenizer, out / "dataset", progress)
+    dataset = build(data, text.tokenizer, out / "dataset", progress, worker=WORKER, scorer=scorer)
     for notice in dataset.record.get("notices", []):
         view.notice(notice)
     if origin is not None:
@@ -393,6 +395,7 @@ def absolute_paths(values: dict[str, Any], folder: Path) -> None:
         for key in ("train", "held_out"):
             if isinstance(data.get(key), list):
                 data[key] = [_absolute(folder, item) for item in data[key]]
+        locate_cleaning(data, folder)
         sources = data.get("sources")
         for source in sources.values() if isinstance(sources, dict) else ():
             if isinstance(source, dict) and isinstance(source.get("paths"), list):

@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flyweight.data.decontaminate import Decontaminator
+from flyweight.data.decontaminate import Decontaminator, passed_over
 from flyweight.data.document import Document
 from flyweight.data.evaluation import items
 from flyweight.data.tally import Tally
@@ -179,8 +179,8 @@ def test_short_items_are_looked_for_whole_or_with_their_choices(tmp_path: Path) 
         {"id": "short", "context": "25-759=", "continuation": "-734"},
     ]
     table = Decontaminate(files=[str(write(tmp_path / "e.jsonl", rows))])
-    notice = Decontaminator.prepare(table, tmp_path / "index")
-    assert notice is not None
+    Decontaminator.prepare(table, tmp_path / "index")
+    (notice,) = passed_over(tmp_path / "index")
     assert "1 of 3 evaluation items" in notice
     stage = Decontaminator.open(table, tmp_path / "index")
     tally = Tally()
