@@ -242,7 +242,7 @@ class Work:
         return read_part(self.place("clean", number), self.origin(number)["source"])
 
     def reader(self, keys: npt.NDArray[np.uint64], starts: npt.NDArray[np.int64]) -> Reader:
-        """A function from a cleaned document's number to its text; ``keys`` and ``starts`` of all."""
+        """A function from a cleaned document's number to its text; ``keys``, ``starts``: of all."""
         sizes = keys[:, 3].astype(np.int64)
         ends = np.cumsum(sizes)
 
