@@ -38,6 +38,9 @@ def generate(
 
     text = _standard_input() if prompt == "-" else prompt or ""
     loaded = load(model, threads, engine, format, cache, note)
+    given, context = len(loaded.tokenizer.encode(text)), loaded.spec.context
+    if given > context and loaded.spec.encoder is None:
+        note(f"the prompt has {given} tokens: the newest {context}, the model's context, are read")
     begin = time.perf_counter()
     pieces = []
     for piece in loaded.stream(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from flyweight.spec.position import LongRope
 from flyweight.spec.table import nearest
 from flyweight.text.spelling import spelling
 from flyweight.text.talk import SCORED_AT_ONCE, Sampling, Step, Talker, windows
-from flyweight.text.tokenizer import Tokenizer
+from flyweight.text.tokenizer import StreamDecoder, Tokenizer
 
 # Formats of the key-value cache, by ggml's numbers.
 CACHES = {"f32": 0, "bf16": 30, "q8_0": 8}
@@ -95,7 +96,9 @@ class NativeModel(Talker):
         program = compile_model(spec, tensors, spelled)
         self._bytes = _Read(program)
         self._native = _native
-        self._executor = _native.Executor(program, threads or _native.available_processors(), isa)
+        threads = threads or _native.available_processors()
+        room = _room(sum(weight.data.size for weight in program.weights))
+        self._executor = _native.Executor(program, threads, isa, cache_limit=room)
         # The last call's sequence and its tokens, for a call that begins with the same.
         self._kept: tuple[Any, list[int], Reading] | None = None
 
@@ -150,6 +153,36 @@ class NativeModel(Talker):
         finally:
             self._kept = sequence, history, read
 
+    def _together(
+        self, prompts: list[list[int]], sampling: Sampling, stops: Sequence[str]
+    ) -> Iterator[Iterator[Step]]:
+        """Those that need no second look at their positions, in one loop; the others alone."""
+        most, run = sampling.max_tokens, self._native.Generation(self._executor)
+        said: dict[int, list[Step]] = {}
+        heard: dict[int, tuple[StreamDecoder, list[str]]] = {}
+        streams: list[int | None] = []
+        try:
+            for ids in prompts:
+                if most == 0 or most > self._stage(len(ids)):
+                    streams.append(None)
+                    continue
+                sequence = self._begin(self._reading(len(ids), most))
+                stream = self._add(run, sequence, ids, sampling, 0, most, None)
+                said[stream], heard[stream] = [], (StreamDecoder(self.tokenizer), [""])
+                streams.append(stream)
+            while pieces := run.next(1):
+                for stream, tokens, *_ in pieces:
+                    said[stream] += map(Step, tokens)
+                    decoder, text = heard[stream]
+                    text[0] += decoder.push(tokens)
+                    if any(stop in text[0] for stop in stops):
+                        run.cancel(stream)
+        finally:
+            for stream in said:
+                run.cancel(stream)
+        for ids, given in zip(prompts, streams, strict=True):
+            yield self._steps(ids, sampling, None) if given is None else iter(said[given])
+
     def _reading(self, length: int, left: int) -> Reading:
         """How positions are read in a sequence of ``length`` to which ``left`` may be added.
 
@@ -177,11 +210,34 @@ class NativeModel(Talker):
         top: int | None,
     ) -> Generator[Step, None, None]:
         """Up to ``count`` tokens after ``history``, of which the sequence holds a part."""
-        tokenizer = self.tokenizer
         run = self._native.Generation(self._executor)
-        stream = run.add(
+        stream = self._add(run, sequence, history[sequence.length :], sampling, made, count, top)
+        try:
+            ended = False
+            while not ended:
+                for _, tokens, logprobs, tops, finish in run.next(1):
+                    for token, logprob, likeliest in zip(tokens, logprobs, tops, strict=True):
+                        yield Step(token) if top is None else Step(token, logprob, tuple(likeliest))
+                    ended = finish is not None
+        finally:
+            run.cancel(stream)
+
+    def _add(
+        self,
+        run: Any,
+        sequence: Any,
+        tokens: list[int],
+        sampling: Sampling,
+        made: int,
+        count: int,
+        top: int | None,
+    ) -> int:
+        """A stream of ``run`` that feeds ``tokens``, and then makes up to ``count`` of its own
+        after the ``made`` that the sequence has."""
+        tokenizer = self.tokenizer
+        stream: int = run.add(
             sequence,
-            history[sequence.length :],
+            tokens,
             max_tokens=count,
             min_tokens=max(0, min(count, sampling.min_tokens - made)),
             temperature=sampling.temperature,
@@ -196,15 +252,7 @@ class NativeModel(Talker):
             vocabulary=min(tokenizer.vocab_size, self.spec.vocab_size),
             top_logprobs=-1 if top is None else top,
         )
-        try:
-            ended = False
-            while not ended:
-                for _, tokens, logprobs, tops, finish in run.next(1):
-                    for token, logprob, likeliest in zip(tokens, logprobs, tops, strict=True):
-                        yield Step(token) if top is None else Step(token, logprob, tuple(likeliest))
-                    ended = finish is not None
-        finally:
-            run.cancel(stream)
+        return stream
 
     def _sequence(self, history: list[int], left: int) -> tuple[Any, Reading]:
         """A sequence that holds the longest beginning of ``history`` that the last call left."""
@@ -240,6 +288,17 @@ class NativeModel(Talker):
             for (begin, length, new), own in zip(some, found, strict=True):
                 scores[begin + new : begin + length] = np.asarray(own)[new:]
         return scores.tolist()
+
+
+def _room(weights: int) -> int:
+    """Bytes that all caches may take: nine tenths of what the system says is free, less the
+    weights; 0, no limit, where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 0
+    return max(1 << 20, free * 9 // 10 - weights)
 
 
 def _same(one: Reading, other: Reading) -> bool:

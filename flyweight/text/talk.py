@@ -151,6 +151,29 @@ class Talker:
         steps = self._steps(self._prompt(prompt), sampling, None)
         return _pieces(steps, StreamDecoder(self.tokenizer), stop or [])
 
+    def generate_all(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: Sampling | None = None,
+        stop: list[str] | None = None,
+    ) -> list[str]:
+        """Each prompt's continuation, as ``generate`` alone gives it.
+
+        Our engine decodes them together, each step's weights read once for all; each has a cache
+        of its own, and a FlyweightError says where memory has no room for so many.
+        """
+        sampling = sampling or Sampling()
+        sampling.check()
+        _check_stop(stop)
+        together = self._together([self._prompt(p) for p in prompts], sampling, stop or [])
+        return ["".join(_pieces(s, StreamDecoder(self.tokenizer), stop or [])) for s in together]
+
+    def _together(
+        self, prompts: list[list[int]], sampling: Sampling, stops: Sequence[str]
+    ) -> Iterator[Iterator[Step]]:
+        """The tokens after each of ``prompts``, to where a stop string is complete at least."""
+        return (self._steps(ids, sampling, None) for ids in prompts)
+
     def steps(
         self,
         prompt: str | Sequence[int] = "",

@@ -28,6 +28,7 @@ from flyweight.spec.errors import FlyweightError  # noqa: E402
 from flyweight.spec.model import ModelSpec  # noqa: E402
 from flyweight.spec.run import RunSpec  # noqa: E402
 from flyweight.text.bytes import ByteTokenizer  # noqa: E402
+from flyweight.text.gguf_tokens import placeholder  # noqa: E402
 from flyweight.text.subword import SubwordTokenizer  # noqa: E402
 
 PROMPT = "def heappush(heap, item):"
@@ -268,3 +269,28 @@ def test_bench_tells_speeds_memory_and_the_limit(folder: Callable[..., Path]) ->
         refused = without_torch("bench", path, "--threads", "1", *wrong)
         assert refused.returncode == 1 and said in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_a_prompt_longer_than_the_context_is_read_from_its_end_and_told(
+    folder: Callable[..., Path],
+) -> None:
+    path, long = folder(LLAMA), "".join(f"line {i}\n" for i in range(40))
+    options = ("--max-tokens", "8", "--min-tokens", "8", "--temperature", "0")
+    done = without_torch("generate", str(path), long, *options)
+    assert done.returncode == 0, done.stderr
+    assert f"the prompt has {len(long)} tokens: the newest 128" in done.stderr
+    model = flyweight.load(path)
+    assert done.stdout == model.generate(list(long[-128:].encode()), 8, 8) + "\n"
+
+
+def test_a_prompt_without_any_token_is_one_clear_error(tmp_path: Path) -> None:
+    weights, model = tmp_path / "w.safetensors", decoder(LLAMA | {"vocab_size": 300})
+    write_tensors(weights, model.state_dict())
+    words = placeholder(300).to_json()
+    write_model_folder(tmp_path / "model", "model", model.spec, weights, words)
+    for engine in ("native", "torch"):
+        with pytest.raises(FlyweightError, match="the prompt is empty"):
+            flyweight.load(tmp_path / "model", engine=engine).generate("")
+    done = without_torch("generate", str(tmp_path / "model"))
+    assert done.returncode == 1 and "the prompt is empty" in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""

@@ -16,7 +16,7 @@ from flyweight.files.convert import Converted  # noqa: E402
 from flyweight.files.weights import StoredTensor, dequantised  # noqa: E402
 from flyweight.model.decoder import Decoder  # noqa: E402
 
-from .conftest import compiled  # noqa: E402
+from .conftest import PATCHES, SLOTS, compiled  # noqa: E402
 
 TensorsOf = Callable[[Decoder], dict[str, StoredTensor]]
 ISAS = native.kernels.instruction_sets()
@@ -115,15 +115,37 @@ def test_other_formats_are_their_weights_dequantised(
     assert differs < BOUNDS[asked]
 
 
-@pytest.mark.parametrize(("cache", "bound"), [(BF16, 0.006), (Q8_0, 0.02)])
+# Every way in which attention reads a cache, at head widths that fill blocks of 32 and do not.
+CACHED: dict[str, dict[str, Any]] = {
+    "shared keys": {"width": 128, "attention": {"heads": 4, "kv_heads": 2}},
+    "all heads": {"width": 128, "attention": {"heads": 4}},
+    "odd heads": {"width": 96, "attention": {"heads": 4, "kv_heads": 1, "head_dim": 20}},
+    "normed": {"width": 96, "attention": {"heads": 4, "kv_heads": 2, "qk_norm": True}},
+    "alibi": {
+        "width": 128,
+        "attention": {"heads": 4, "kv_heads": 2},
+        "position": {"kind": "alibi"},
+    },
+    "window": {"width": 96, "attention": {"heads": 4, "window": 7}},
+    "patches": {"width": 96, "input": {**PATCHES, "patch": "word"}},
+    "slots": {"width": 96, "input": {**SLOTS, "front_depth": 1}},
+    "run twice": {"width": 96, "share": {"block": "adjacent", "repeat": 2}},
+}
+
+
+@pytest.mark.parametrize(("cache", "bound"), [(BF16, 0.006), (Q8_0, 0.02)], ids=["bf16", "q8_0"])
+@pytest.mark.parametrize("kind", sorted(CACHED))
 def test_a_smaller_cache_costs_what_its_rounding_costs(
-    make: Any, tensors_of: TensorsOf, tokens: list[int], cache: int, bound: float
+    make: Any, tensors_of: TensorsOf, tokens: list[int], kind: str, cache: int, bound: float
 ) -> None:
-    decoder = make({"width": 128, "attention": {"heads": 4, "kv_heads": 2}})
+    decoder = make(CACHED[kind])
     machine = Machine(decoder, tensors_of(decoder), cache=cache)
-    found = typical_error(machine.run(tokens), logits_of(decoder, tokens))
-    print(f"cache {cache}: {found:.4f} of the logits' deviation")
+    at_once = machine.run(tokens)
+    found = typical_error(at_once, logits_of(decoder, tokens))
+    print(f"{kind}, cache {cache}: {found:.4f} of the logits' deviation")
     assert 0 < found < bound
+    other = Machine(decoder, tensors_of(decoder), 3, cache=cache)
+    assert np.array_equal(other.run(tokens, 1, 7, 1, 20), at_once)
 
 
 def test_blocks_that_do_not_fit_are_kept_in_16_bits_and_told(

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("flyweight.engine._native", reason="the engine is not built")
 
+from flyweight.engine import runtime  # noqa: E402
 from flyweight.engine.runtime import NativeModel  # noqa: E402
 from flyweight.files.weights import StoredTensor  # noqa: E402
 from flyweight.model.decoder import Decoder  # noqa: E402
@@ -26,6 +27,10 @@ SHORT: dict[str, dict[str, Any]] = {
     "plain": {},
     "learned": {"position": {"kind": "learned"}},
     "patches": PATCHES,
+    "slots": {
+        "input": {"kind": "slots", "slots": 2, "width": 8, "hidden": 16, "heads": 2}
+        | {"front_depth": 1, "decoder_depth": 1}
+    },
     "matches": {"matches": {"lengths": [1, 2]}, "ngrams": {"orders": [2, 3], "rows": 64, "dim": 6}},
 }
 _LONG = {"kind": "longrope", "original": 16, "short": [1.0, 1.3], "long": [2.5, 7.0]}
@@ -154,6 +159,34 @@ def test_what_the_last_call_left_helps_and_changes_nothing(
         fresh, _ = both(decoder, tensors_of)
         expected = fresh.generate(prompt, 20, 20, temperature=1.0, seed=3)
         assert native.generate(prompt, 20, 20, temperature=1.0, seed=3) == expected, prompt
+
+
+@pytest.mark.parametrize("kind", [*sorted(SHORT), *sorted(GROWING)])
+def test_prompts_decoded_together_are_as_alone(make: Any, tensors_of: TensorsOf, kind: str) -> None:
+    changes = {**(SHORT | GROWING)[kind], "context": 64}
+    native, _ = both(make(changes), tensors_of, threads=2)
+    # One is longer than the context, one comes to it, one is read with other frequencies.
+    prompts = ["a", "def read_(x):", "x" * 100, "y = " * 14, "a"]
+    alone = [native.generate(p, 12, 8, 1.0, seed=5) for p in prompts]
+    assert native.generate_all(prompts, Sampling(12, 8, temperature=1.0, seed=5)) == alone
+    stops = [alone[1][3:5]]
+    cut = native.generate_all(prompts, Sampling(12, 8, temperature=1.0, seed=5), stops)
+    assert cut == [native.generate(p, 12, 8, 1.0, seed=5, stop=stops) for p in prompts]
+    assert cut[1] == alone[1][: alone[1].index(stops[0])]
+    assert native.generate_all([]) == [] and native.generate_all(["a"], greedy(0)) == [""]
+
+
+def test_more_sequences_than_memory_has_room_for_is_one_clear_error(
+    make: Any, tensors_of: TensorsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_room", lambda weights: 1 << 20)
+    native, _ = both(make({}), tensors_of)
+    with pytest.raises(FlyweightError, match=r"no room for .* in the caches: .*1 MiB are allowed"):
+        native.generate_all(["def read_"] * 100, greedy(4))
+    assert (
+        native.generate_all(["def read_"] * 2, greedy(4, min_tokens=4))
+        == [native.generate("def read_", 4, 4)] * 2
+    )
 
 
 def test_a_prompt_that_goes_on_is_not_read_twice(make: Any, tensors_of: TensorsOf) -> None:
