@@ -1,14 +1,14 @@
 """A wind tunnel: does the learning rate found on narrow models serve one of 8 times the width?
 
     python benchmarks/wind_tunnel.py [--widths 32,64,128,256] [--rates 0.0025,...] [--steps N]
-                                     [--standard] [--text PATH] [--json]
+                                     [--kinds mup,standard] [--text PATH] [--json]
 
 MiniCPM's (arXiv:2404.06395) and BTLM's (arXiv:2309.11568) way: `flyweight train` runs every rate
 on every width, all else equal, on fairy tales (shared/data/pretrain/fairytales_en.jsonl.zst) read
 as bytes, for less than one epoch; a run's figure is its mean training loss over the last quarter
 of its steps, in bits per byte. `[model] mup` scales initialisation, multipliers and rates with
-the width; with --standard a second table is of the standard parametrisation. It holds if the
-best rate of the widest is within one step of the grid of the narrowest's.
+the width; the standard parametrisation does not. A rate holds if the widest's best is within one
+step of the grid of the narrowest's.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--widths", default="32,64,128,256")
     parser.add_argument("--rates", default=RATES)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--standard", action="store_true")
+    parser.add_argument("--kinds", default="mup,standard")
     parser.add_argument("--text", type=Path, default=TEXT)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -93,7 +93,7 @@ def main() -> None:
         (folder / "data.toml").write_text(f"[data]\ntrain = ['{asked.text.resolve()}']\n")
         build = ["data", "build", str(folder / "data.toml"), "--out", str(folder / "dataset")]
         subprocess.run([sys.executable, "-m", "flyweight", *build], check=True, capture_output=True)
-        for kind in ["mup", "standard"] if asked.standard else ["mup"]:
+        for kind in asked.kinds.split(","):
             print(f"\n{kind}: bits per byte by width and rate", flush=True)
             print("| width | " + " | ".join(f"{rate:g}" for rate in rates) + " | best |")
             print("|---:" * (len(rates) + 2) + "|", flush=True)
