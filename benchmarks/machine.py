@@ -11,8 +11,9 @@ from flyweight.train.machine import environment, matrix_peak
 
 def header(device: str = "cpu") -> dict[str, Any]:
     """Versions, processor, threads, and the matrix peaks measured now, in GFLOP/s."""
+    size = 2048 if device == "cpu" else None
     peaks = {
-        f"{name}_gflops": round(matrix_peak(dtype, device, 2048, 1.0) / 1e9)
+        f"{name}_gflops": round(matrix_peak(dtype, device, size, 1.0) / 1e9)
         for name, dtype in (("bf16", torch.bfloat16), ("f32", torch.float32))
     }
     return {**environment(), **peaks}

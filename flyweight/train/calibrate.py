@@ -38,7 +38,8 @@ def calibrate(scratch: TrainState, session: Session, spent: float) -> tuple[int,
     each = step_seconds(scratch, session)
     budget = (train.minutes or DEFAULT_MINUTES) * 60
     length = budget if steps is None else steps * each
-    if train.compile == "auto" and length > COMPILE_PAYS_AFTER and can_pay(scratch.model):
+    alone = session.processes.size == 1
+    if train.compile == "auto" and alone and length > COMPILE_PAYS_AFTER and can_pay(scratch.model):
         compiled = compile_parts(scratch, session)
         faster = step_seconds(scratch, session) if compiled else each
         compiled = compiled and faster < 0.95 * each

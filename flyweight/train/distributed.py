@@ -98,7 +98,6 @@ class Sharded(Layout):
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(sync)
         self.model.set_reshard_after_backward(again)
-        self.model.set_is_last_backward(last)
 
     @torch.no_grad()
     def collect(self) -> None:

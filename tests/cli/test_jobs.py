@@ -1,0 +1,243 @@
+"""Jobs of several processes as a person starts them: torchrun, the command line, gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from flyweight.files.tensors import read_tensors  # noqa: E402
+
+# What blocks share, a tied head, and a sparse table.
+CONFIG = """
+[model]
+width = 32
+depth = 3
+attention = { heads = 4 }
+feedforward = { hidden = 48 }
+share = { feedforward = "all" }
+tie_embeddings = true
+ngrams = { orders = [2, 3], rows = 64, dim = 8 }
+[data]
+train = ["texts"]
+[train]
+context = 32
+batch_tokens = 384
+micro_batch_tokens = 64
+steps = 4
+threads = 1
+precision = "f32"
+schedule = { warmup = 2 }
+checkpoint = { every = 2, keep = 0 }
+sample_every = 1000
+[distributed]
+shard = "parameters"
+"""
+
+
+class Jobs:
+    """Runs commands in ``folder``, in one process or in several of a job."""
+
+    def __init__(self, folder: Path, done: Callable[..., Any]) -> None:
+        self.folder, self.done = folder, done
+        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "FLYWEIGHT_DEBUG": "0"}
+        (folder / "texts").mkdir()
+        source = Path(str(textwrap.__file__)).read_text(encoding="utf-8")
+        for i in range(40):  # short documents, so that rows hold several
+            (folder / f"texts/{i}.py").write_text(source[i * 200 : i * 200 + 170])
+        (folder / "tiny.toml").write_text(CONFIG)
+
+    def start(self, processes: int, *arguments: str, more: tuple[str, ...] = ()) -> Any:
+        several = ["-m", "torch.distributed.run", *(more or ("--standalone",))]
+        several += ["--nproc-per-node", str(processes)]
+        several = several if processes > 1 or more else []
+        return subprocess.Popen(
+            [sys.executable, *several, "-m", "flyweight", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, processes: int, *arguments: str) -> Any:
+        process = self.start(processes, *arguments)
+        out, err = process.communicate(timeout=900)
+        return self.done(process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory, done: Callable[..., Any]) -> Jobs:
+    return Jobs(tmp_path_factory.mktemp("jobs"), done)
+
+
+@pytest.fixture(scope="module")
+def alone(jobs: Jobs) -> Path:
+    """The run of one process; not to be changed."""
+    jobs(1, "train", "tiny.toml", "--out", "alone").ok()
+    return jobs.folder / "alone"
+
+
+def ledger(run: Path) -> list[dict[str, Any]]:
+    if not (run / "ledger.jsonl").exists():
+        return []
+    lines = (run / "ledger.jsonl").read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def same_steps(run: Path, other: Path) -> None:
+    """The same batches in the same order, and the same losses but for rounding."""
+    ours, theirs = ledger(run), ledger(other)
+    assert [line["digest"] for line in ours] == [line["digest"] for line in theirs]
+    assert [line["bytes"] for line in ours] == [line["bytes"] for line in theirs]
+    losses = [line["loss"] for line in theirs]
+    assert [line["loss"] for line in ours] == pytest.approx(losses, rel=1e-4)
+
+
+def checkpoint(run: Path, step: int) -> dict[str, bytes]:
+    folder = run / f"checkpoints/{step:06d}"
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def cut(run: Path, out: Path) -> Path:
+    """A copy of a run of four steps as it was after two."""
+    shutil.copytree(run, out)
+    shutil.rmtree(out / "checkpoints/000004")
+    return out
+
+
+def test_two_processes_make_the_run_of_one(jobs: Jobs, alone: Path) -> None:
+    done = jobs(2, "train", "tiny.toml", "--out", "two")
+    assert done.code == 0, done.err
+    assert done.out == "two\n", "the leader alone writes"
+    assert done.err.count("step 4/4") == 1, "and alone shows"
+    two = jobs.folder / "two"
+    same_steps(two, alone)
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (read_tensors(run / "checkpoints/000004" / file) for run in (two, alone))
+        assert {n: (t.shape, t.dtype) for n, t in ours.items()} == {
+            n: (t.shape, t.dtype) for n, t in theirs.items()
+        }
+    # One process goes on from what two saved, and two to the bit as they did.
+    once = cut(two, jobs.folder / "two-one")
+    jobs(1, "resume", str(once)).ok()
+    same_steps(once, alone)
+    again = cut(two, jobs.folder / "two-two")
+    assert jobs(2, "resume", str(again)).code == 0
+    assert checkpoint(again, 4) == checkpoint(two, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["none", "optimizer", "gradients", "parameters"])
+def test_a_checkpoint_of_four_goes_on_anywhere(jobs: Jobs, alone: Path, level: str) -> None:
+    four, shard = jobs.folder / f"four-{level}", f"distributed.shard={level}"
+    tensor = "distributed.tensor=2" if level == "optimizer" else "distributed.tensor=1"
+    done = jobs(4, "train", "tiny.toml", "--out", str(four), shard, tensor)
+    assert done.code == 0, done.err
+    same_steps(four, alone)
+    numbers = (1, 2, 4) if level == "optimizer" else (1, 2, 3, 4)
+    for processes in numbers:
+        run = cut(four, jobs.folder / f"four-{level}-{processes}")
+        done = jobs(processes, "resume", str(run))
+        assert done.code == 0, done.err
+        same_steps(run, alone)
+    assert checkpoint(run, 4) == checkpoint(four, 4), "the same number, to the bit"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["1", "0"])
+def test_a_killed_process_ends_the_job_which_then_goes_on(jobs: Jobs, victim: str) -> None:
+    run = jobs.folder / f"killed-{victim}"
+    long = ["train.steps=100000", "train.compile=off", "train.checkpoint={ every = 20, keep = 2 }"]
+    process = jobs.start(2, "train", "tiny.toml", "--out", str(run), *long)
+    # Some steps behind a checkpoint, so that there is something to do again.
+    wait_for(process, lambda: len(ledger(run)) > 20 and len(ledger(run)) % 20 in range(4, 14))
+    os.kill(next(pid for pid in children(process.pid) if rank_of(pid) == victim), signal.SIGKILL)
+    begin = time.monotonic()
+    _, err = process.communicate(timeout=120)
+    assert time.monotonic() - begin < 30
+    assert process.returncode != 0
+    left = 1 - int(victim)
+    assert re.search(f"error: rank {left} of 2 ends: another process of this job was killed", err)
+    assert "to go on, start the same job with: -m flyweight resume RUN" in err
+    before, saved = ledger(run), max(int(p.name) for p in (run / "checkpoints").glob("0*"))
+    assert len(before) > saved > 0
+    going = jobs.start(2, "resume", str(run))
+    wait_for(going, lambda: len(ledger(run)) > len(before))
+    going.send_signal(signal.SIGINT)
+    _, err = going.communicate(timeout=120)
+    assert len(re.findall("stopped after step .* which is saved", err)) == 1, err
+    after = ledger(run)
+    assert len(after) > len(before)
+    for line, again in zip(before, after, strict=False):
+        assert (line["loss"], line["digest"]) == (again["loss"], again["digest"])
+
+
+def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 600
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def rank_of(pid: int) -> str:
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next((each[5:].decode() for each in environment if each.startswith(b"RANK=")), "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["train.batch_tokens=192"], "a batch of 3 rows does not divide among 2 processes"),
+        (["distributed.tensor=3"], "2 processes do not divide into groups of 3"),
+        (["model.attention.heads=1", "distributed.tensor=2"], "does not divide"),
+        (["distributed.shard=all"], "distributed.shard"),
+        (["data.train=['nowhere']"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_said_once(jobs: Jobs, extra: list[str], said: str) -> None:
+    done = jobs(2, "train", "tiny.toml", "--out", "refused", *extra)
+    assert done.code == 1
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and said in errors[0], done.err
+    assert not (jobs.folder / "refused").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_disagree_are_refused(jobs: Jobs) -> None:
+    """Two machines that were given different settings: each is an agent of torchrun's."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = str(found.getsockname()[1])
+    agents = []
+    for number, steps in enumerate(("4", "5")):
+        more = ("--nnodes", "2", "--node-rank", str(number))
+        more += ("--master-addr", "localhost", "--master-port", port)
+        command = ["train", "tiny.toml", "--out", "disagree", f"train.steps={steps}"]
+        agents.append(jobs.start(1, *command, more=more))
+    said = "".join(agent.communicate(timeout=600)[1] for agent in agents)
+    assert all(agent.returncode for agent in agents)
+    assert "the processes disagree on the run: rank 1 on" in said
+    assert "train.steps: 4 here, 5 there" in said
+    assert not (jobs.folder / "disagree").exists()
