@@ -9,7 +9,7 @@ BIN := .venv/bin
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
-.PHONY: setup quickstart test test-slow test-oracles sanitize fuzz check format clean
+.PHONY: setup quickstart test test-slow test-crash test-oracles sanitize fuzz check format clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -40,10 +40,14 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(PYTEST) -n 2 -m "not slow" $(ARGS)
+	$(PYTEST) -n 2 -m "not slow and not crash" $(ARGS)
 
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
+
+# Kills the trainer at 75 instants and fills its disk, writes included.
+test-crash: setup
+	$(PYTEST) -m crash $(ARGS)
 
 # The engine's tests with the address and undefined-behaviour sanitizers watching: a copy of the
 # package with a module of its own, so that the usual one stays.

@@ -194,24 +194,13 @@ def _random(name: str, notice: Notice) -> Stored:
 def _locate(name: str) -> tuple[ModelSpec, Path, Path]:
     """(spec, weights file, tokenizer file) of what ``name`` stands for."""
     from flyweight.files.model_folder import TOKENIZER, WEIGHTS, is_model_folder, read_spec
-    from flyweight.files.run import RunFolder
 
     path = Path(name).expanduser()
-    at = re.fullmatch(r"(.+)@(\d+)", name)
-    if not path.exists() and at:
-        run = RunFolder.open(Path(at[1]).expanduser())
-        return _from_run(run, int(at[2]))
+    if found := in_run(name):
+        return _from_run(*found)
     if path.is_dir():
         if is_model_folder(path):
             return read_spec(path), path / WEIGHTS, path / TOKENIZER
-        if (path / "run.toml").is_file():
-            run = RunFolder.open(path)
-            steps = run.steps()
-            if not steps:
-                raise FlyweightError(f"{path} has no complete checkpoint yet")
-            return _from_run(run, steps[-1])
-        if path.name.isdigit() and path.parent.name == "checkpoints":
-            return _from_run(RunFolder.open(path.parent.parent), int(path.name))
         raise FlyweightError(
             f"{path} is no model: neither a run folder, nor a checkpoint's, nor a model folder"
             " (model.toml and model.safetensors), nor a Hugging Face folder (config.json)"
@@ -224,6 +213,34 @@ def _locate(name: str) -> tuple[ModelSpec, Path, Path]:
     raise FlyweightError(f"no model at {path}{near}")
 
 
+def in_run(name: str) -> tuple[RunFolder, int] | None:
+    """The run and the step that ``name`` means: a run folder (its newest checkpoint), RUN@STEP, or
+    a checkpoint's folder; None where it is something else. The step need not be there.
+
+    Raises FlyweightError where a run has no checkpoint yet, or RUN of RUN@STEP is none.
+    """
+    from flyweight.files.model_folder import is_model_folder
+    from flyweight.files.run import RunFolder
+
+    path = Path(name).expanduser()
+    at = re.fullmatch(r"(.+)@(\d+)", name)
+    if not path.exists() and at:
+        return RunFolder.open(Path(at[1]).expanduser()), int(at[2])
+    if not path.is_dir() or is_model_folder(path):
+        return None
+    if (path / "run.toml").is_file():
+        run = RunFolder.open(path)
+        steps = run.steps()
+        if not steps:
+            raise FlyweightError(f"{path} has no complete checkpoint yet")
+        return run, steps[-1]
+    # By its own name, though it be given as "." or through a link.
+    whole = path.resolve()
+    if whole.name.isdigit() and whole.parent.name == "checkpoints":
+        return RunFolder.open(whole.parent.parent), int(whole.name)
+    return None
+
+
 def _siblings(path: Path) -> list[str]:
     return sorted(p.name for p in path.parent.iterdir() if p.is_dir())[:50]
 
@@ -233,8 +250,10 @@ def _from_run(run: RunFolder, step: int) -> tuple[ModelSpec, Path, Path]:
     from flyweight.files.run import read_checkpoint_state
 
     if step not in run.steps():
-        have = ", ".join(str(s) for s in run.steps()) or "none"
-        raise FlyweightError(f"{run.path} has no checkpoint at step {step}; it has: {have}")
+        have = sorted(run.steps(), key=lambda s: abs(s - step))[:8]
+        near = "; it has: " if len(have) == len(run.steps()) else "; the nearest of those kept: "
+        listed = ", ".join(map(str, sorted(have))) or "none"
+        raise FlyweightError(f"{run.path} has no checkpoint at step {step}{near}{listed}")
     folder = run.checkpoint_path(step)
     read_checkpoint_state(folder)
     tokenizer = run.model / TOKENIZER

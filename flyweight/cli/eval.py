@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ TASKS = ["bits_per_byte"]
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run folder, or any model with --text.")],
+    model: Annotated[str, typer.Argument(help="A run folder or RUN@STEP; any model with --text.")],
     tasks: Annotated[str, typer.Option(help="Comma-separated: bits_per_byte.")] = TASKS[0],
     text: Annotated[list[str] | None, typer.Option(help="Score these files or folders.")] = None,
     bytes: Annotated[int, typer.Option(min=1, help="Score a sample of at most this.")] = 1 << 20,
@@ -20,8 +19,7 @@ def evaluate(
     """Bits per byte on held-out text, beside gzip, bzip2 and xz on the same bytes."""
     from flyweight.cli.run import evaluate_run, evaluation_table
     from flyweight.data.sources import Skipped, documents
-    from flyweight.files.run import RunFolder
-    from flyweight.load import load
+    from flyweight.load import in_run, load
     from flyweight.measure.bits import bits_per_byte, compressors, sample
     from flyweight.spec.errors import FlyweightError
     from flyweight.spec.table import nearest
@@ -36,8 +34,9 @@ def evaluate(
             raise FlyweightError(f"there is no text in {', '.join(text)}; name some that has any")
         held_out = bits_per_byte(load(model), chosen, sampled).values()
         result = {"held_out": held_out, "compressors": compressors(chosen)}
-    elif (Path(model) / "run.toml").is_file():
-        result = evaluate_run(RunFolder.open(model), bytes)
+    elif place := in_run(model):
+        run, step = place
+        result = evaluate_run(run, bytes, step=step)
     else:
         raise FlyweightError(
             f"{model} is no run folder, so it holds no text; give some: --text PATH"

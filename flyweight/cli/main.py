@@ -41,6 +41,10 @@ COMMANDS = {
     "data": Command("flyweight.cli.data", "app", "Build a dataset, or look at a batch of one."),
     "train": Command("flyweight.cli.train", "train", "Train a model from a configuration."),
     "resume": Command("flyweight.cli.train", "resume", "Go on with a run that was stopped."),
+    "verify": Command("flyweight.cli.verify", "verify", "Prove a run by taking its steps again."),
+    "checkpoints": Command(
+        "flyweight.cli.checkpoints", "checkpoints", "What a run saved, and what is still there."
+    ),
     "generate": Command("flyweight.cli.generate", "generate", "Continue a prompt with a model."),
     "import": Command(
         "flyweight.cli.import_", "import_", "A Hugging Face folder to a model folder."

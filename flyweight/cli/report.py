@@ -10,9 +10,22 @@ import typer
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead: copy the ledger to tensorboard, wandb or trackio."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write RUN/report.html, one self-contained page, and print its path."""
+    if sink:
+        from json import dumps
+
+        from flyweight.files.run import RunFolder
+        from flyweight.train.sinks import replay
+
+        places = {name: str(replay(RunFolder.open(run), name)) for name in sink}
+        typer.echo(dumps({"sinks": places}) if json else "\n".join(places.values()))
+        return
     from flyweight.report.page import write_report
     from flyweight.report.record import read_run
 

@@ -116,8 +116,13 @@ def finish(run: RunFolder, as_json: bool) -> None:
     )
 
 
-def evaluate_run(run: RunFolder, most_bytes: int, view: View | None = None) -> dict[str, Any]:
-    """Bits per byte on the run's held-out documents, and the compressors'; evaluation.json."""
+def evaluate_run(
+    run: RunFolder, most_bytes: int, view: View | None = None, step: int | None = None
+) -> dict[str, Any]:
+    """Bits per byte on the run's held-out documents, and the compressors'.
+
+    Of the newest checkpoint, or of ``step``'s; that of the newest goes to evaluation.json.
+    """
     from flyweight.files.atomic import write_text
     from flyweight.load import load
     from flyweight.measure.bits import bits_per_byte, compressors, sample
@@ -131,7 +136,9 @@ def evaluate_run(run: RunFolder, most_bytes: int, view: View | None = None) -> d
         raise FlyweightError(
             f"{run.path} holds out no text (data.held_out = 0); name some to score: --text PATH"
         )
-    model = load(run.path, threads=run.spec().train.threads)
+    newest = run.steps()[-1:]
+    name = run.path if step is None else f"{run.path}@{step}"
+    model = load(name, threads=run.spec().train.threads)
     if view is not None:
         size = sum(len(text) for _, text in documents)
         view.notice(f"measuring on {size:,} held-out bytes")
@@ -140,9 +147,10 @@ def evaluate_run(run: RunFolder, most_bytes: int, view: View | None = None) -> d
     result = {
         "held_out": held_out,
         "compressors": compressors(documents),
-        "model": {"parameters": parameters, "step": run.steps()[-1]},
+        "model": {"parameters": parameters, "step": newest[0] if step is None else step},
     }
-    write_text(run.evaluation, json.dumps(result, indent=1) + "\n")
+    if step is None or [step] == newest:
+        write_text(run.evaluation, json.dumps(result, indent=1) + "\n")
     return result
 
 

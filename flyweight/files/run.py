@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.data = self.path / "data.json"
         self.ledger = self.path / "ledger.jsonl"
+        self.index = self.path / "checkpoints.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.evaluation = self.path / "evaluation.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.sinks = self.path / "sinks"
 
     @classmethod
     def create(cls, path: Path, spec: RunSpec) -> RunFolder:
@@ -103,15 +105,11 @@ class RunFolder:
         # A name that this program did not write, as "5" or "½", is no checkpoint's.
         return sorted(int(n) for n in complete if n.isdecimal() and n == f"{int(n):06d}")
 
-    def thin(self, keep: int) -> None:
-        """Remove all but the newest ``keep`` checkpoints (0: keep all), and half-written ones.
-
-        Checkpoint 0, the weights that a run started from, stays.
-        """
+    def thin(self, kept: Collection[int]) -> None:
+        """Remove all checkpoints but those of the steps ``kept``, and half-written ones."""
         for leftover in self.checkpoints.glob(".*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-        steps = [step for step in self.steps() if step > 0]
-        for step in steps[:-keep] if keep else []:
+        for step in set(self.steps()).difference(kept):
             # Without its state.json first, a removal cut short is no complete checkpoint.
             path = self.checkpoint_path(step)
             (path / STATE).unlink()
@@ -127,24 +125,29 @@ class RunFolder:
 
     def read_ledger(self) -> list[dict[str, Any]]:
         """All whole lines; a last line cut by a crash is left out."""
-        return list(_json_lines(self.ledger))
+        return list(json_lines(self.ledger))
+
+    def has_sample(self, step: int) -> bool:
+        """Whether samples.jsonl holds a sample of this step."""
+        return any(line["step"] == step for line in json_lines(self.samples))
 
     def cut_ledger(self, step: int) -> None:
         """Drop the lines after ``step``: the steps that a resumed run will take again."""
-        steps = [line["step"] for line in _json_lines(self.ledger) if line["step"] <= step]
+        steps = [line["step"] for line in json_lines(self.ledger) if line["step"] <= step]
         if steps != list(range(1, step + 1)):
             raise CorruptFileError(
                 f"{self.ledger} does not hold the steps 1 to {step} that the checkpoint"
                 " follows: the file was changed or lost"
             )
         for path in (self.ledger, self.samples):
-            kept = [line for line in _json_lines(path) if line["step"] <= step]
+            kept = [line for line in json_lines(path) if line["step"] <= step]
             text = "".join(json.dumps(line) + "\n" for line in kept)
             if path.is_file() and path.read_bytes() != text.encode():
                 write_text(path, text)
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file that has a step in each; a last one cut by a crash is left out."""
     if not path.is_file():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -172,14 +175,14 @@ def write_checkpoint(run: RunFolder, step: int, files: dict[str, Any], state: An
         for name, write in files.items():
             write(folder / name)
         digests = {name: sha256(folder / name) for name in sorted(files)}
-        write_text(folder / STATE, _sealed({**state, "sha256": digests}))
+        write_text(folder / STATE, sealed({**state, "sha256": digests}))
         # One that is there is replaced only when the new one is whole.
         if path.exists():
             shutil.rmtree(path)
     return path
 
 
-def _sealed(state: dict[str, Any]) -> str:
+def sealed(state: dict[str, Any]) -> str:
     """``state`` as the text of state.json, with the digest of all else in it."""
     digests = {name: value for name, value in state["sha256"].items() if name != STATE}
     content = json.dumps({**state, "sha256": digests}, indent=1, sort_keys=True)
@@ -197,7 +200,7 @@ def read_checkpoint_state(path: Path, check: bool = True) -> dict[str, Any]:
     try:
         text = state_path.read_text(encoding="utf-8")
         state = json.loads(text)
-        whole = text == _sealed(state)
+        whole = text == sealed(state)
     except (FileNotFoundError, NotADirectoryError):
         raise FlyweightError(f"no complete checkpoint at {path}") from None
     except (ValueError, KeyError, TypeError, AttributeError):

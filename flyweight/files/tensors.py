@@ -122,13 +122,16 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Equal tensors make files equal to the byte: no metadata, names sorted."""
+def serialised(tensors: dict[str, torch.Tensor]) -> bytes:
+    """A safetensors file's content. Equal tensors make equal bytes: no metadata, names sorted."""
     from safetensors.torch import save
 
-    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    with open(path, "wb") as file:
-        file.write(save(ordered))
+    return save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write ``serialised(tensors)`` to ``path``."""
+    path.write_bytes(serialised(tensors))
 
 
 def stream_tensors(

@@ -126,10 +126,33 @@ class Ramp(Table):
 
 
 class Checkpoint(Table):
-    """``every`` steps, and always at the end; the newest ``keep`` are kept (0: all)."""
+    """Which steps are saved (the last one always is), and which of those are kept.
+
+    Saved: all steps that any of these names. ``every`` so many steps; the steps ``at``; ``count``
+    in all, evenly; the ``powers`` of a number, dense early (2: steps 1, 2, 4, 8, ...).
+    Kept: the newest ``keep`` (0: all; default: 2 where ``every`` alone is set, else all), those
+    whose step is a multiple of ``keep_every``, and the ``keep_best`` of lowest mean loss.
+    """
 
     every: Positive | None = None
-    keep: Annotated[int, Field(ge=0)] = 2
+    at: list[Positive] = Field(default_factory=list)
+    count: Positive | None = None
+    powers: Annotated[int, Field(ge=2)] | None = None
+    keep: Annotated[int, Field(ge=0)] | None = None
+    keep_every: Positive | None = None
+    keep_best: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether anything but the last step is asked for."""
+        return bool(self.every or self.at or self.count or self.powers)
+
+    @property
+    def newest(self) -> int:
+        """How many of the newest are kept; 0: all."""
+        if self.keep is not None:
+            return self.keep
+        return 0 if self.at or self.count or self.powers else 2
 
 
 class Spikes(Table):
@@ -212,6 +235,7 @@ class Train(Table):
 
     ``batch_tokens`` per step, in rows of ``context``; ``micro_batch_tokens`` at a time (gradients
     are accumulated and normalised by the number of targets). A resolved run has ``steps``.
+    ``sinks``: other programs that get a copy of the ledger.
     ``embedding_gradient`` multiplies the embeddings' gradient, against spikes (GLM-130B's 0.1).
     """
 
@@ -235,6 +259,7 @@ class Train(Table):
     compile: Literal["auto", "on", "off"] = "auto"
     threads: Positive | None = None
     sample_every: Positive | None = None
+    sinks: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
 
     @field_validator("dropout", mode="before")
     @classmethod

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 import time
 from typing import Any
 
@@ -16,7 +14,9 @@ from flyweight.data.batches import Batch
 from flyweight.data.order import keys
 from flyweight.files.run import RunFolder
 from flyweight.spec.errors import FlyweightError, Interrupted
+from flyweight.train.checkpoints import due, save
 from flyweight.train.interrupt import Interrupt
+from flyweight.train.ledger import open_ledger
 from flyweight.train.objective import Part, training_loss
 from flyweight.train.schedule import Moment
 from flyweight.train.session import Session
@@ -30,34 +30,37 @@ def run_training(state: TrainState, session: Session, run: RunFolder) -> None:
     Saves on schedule, at the end, and on Ctrl-C (then raises Interrupted).
     """
     train, steps = session.train, session.plan.steps
-    every = train.checkpoint.every or steps
     state.model.train()
     started, first = time.perf_counter(), state.step
-    processes = session.processes
-    file = run.ledger if processes.leader else os.devnull
-    with Interrupt(processes) as interrupt, open(file, "a", encoding="utf-8") as ledger:
-        while state.step < steps:
+    with Interrupt(session.processes) as interrupt, open_ledger(state, session, run) as ledger:
+        while True:
+            if owes_sample(state, session, run):
+                assert session.sample is not None
+                session.sample(state)
+            if state.step == steps:
+                return
             record = take_step(state, session)
-            ledger.write(json.dumps(record) + "\n")
-            ledger.flush()
+            ledger.append(record)
             left = (time.perf_counter() - started) / (state.step - first) * (steps - state.step)
             share = session.flops / record["seconds"] / session.peak if session.peak else None
             session.view.step({**record, "eta_seconds": left, "matrix_share": share})
             stop = interrupt.asked() and state.step < steps
-            if state.step % every == 0 or state.step == steps or stop:
-                # A checkpoint must not outlive, in a power cut, the lines that it follows.
-                if processes.leader:
-                    os.fsync(ledger.fileno())
-                state.save(run)
-                if processes.leader:
-                    run.thin(train.checkpoint.keep)
+            if stop or due(train.checkpoint, state.step, steps):
+                save(state, run, ledger, train.checkpoint)
             if stop:
                 raise Interrupted(
                     f"stopped after step {state.step} of {steps}, which is saved."
                     f" To go on: flyweight resume {run.path}"
                 )
-            if session.sample and train.sample_every and state.step % train.sample_every == 0:
-                session.sample(state)
+
+
+def owes_sample(state: TrainState, session: Session, run: RunFolder) -> bool:
+    """Whether a sample is due after this step and not recorded yet: a kill may have come between
+    the step's checkpoint and its sample."""
+    every = session.train.sample_every
+    if session.sample is None or not every or not state.step or state.step % every:
+        return False
+    return not session.processes.told(run.has_sample(state.step))
 
 
 def take_step(state: TrainState, session: Session) -> dict[str, Any]:

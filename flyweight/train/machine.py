@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from flyweight.files.atomic import write_text
 from flyweight.spec.errors import ConfigurationError
 from flyweight.spec.run import Train
 
@@ -65,7 +67,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment() -> dict[str, Any]:
+def environment(processes: int = 1) -> dict[str, Any]:
     """Versions, processor, threads and commit, for environment.json."""
     from flyweight import __version__
 
@@ -84,5 +86,51 @@ def environment() -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "commit": commit or None,
     }
+
+
+def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Why steps taken on the one machine may round otherwise on the other; "" where they do not."""
+    for key, word in _DECIDES.items():
+        if there.get(key) != here.get(key):
+            return f"the run's {word} was {there.get(key)}, here it is {here.get(key)}"
+    return ""
+
+
+# The parts of environment() that decide how sums are rounded.
+_DECIDES = {
+    "processor": "processor",
+    "accelerator": "accelerator",
+    "threads": "number of threads",
+    "processes": "number of processes",
+    "torch": "PyTorch",
+}
+
+
+def record_machine(path: Path, here: dict[str, Any], step: int) -> None:
+    """Note in environment.json that the run goes on from ``step`` in the environment ``here``, if
+    that is of another kind than the last one."""
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        last = [recorded, *recorded.get("resumed", [])][-1]
+    except (OSError, ValueError, AttributeError, TypeError):
+        recorded = last = {}
+    if difference(last, here):
+        recorded.setdefault("resumed", []).append({"from_step": step, **here})
+        write_text(path, json.dumps(recorded, indent=1) + "\n")
+
+
+def machines_of(path: Path, first: int, last: int) -> list[dict[str, Any]]:
+    """The environments in which the steps ``first`` to ``last`` were taken; [] where the record
+    is absent or damaged."""
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        machines = [recorded, *recorded.get("resumed", [])]
+        changes = [int(each["from_step"]) for each in machines[1:]]
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return []
+    stretches = zip(machines, [0, *changes], [*changes, last], strict=True)
+    return [each for each, begin, end in stretches if begin < last and end >= first]

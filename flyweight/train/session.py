@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,13 @@ class Session:
     @cached_property
     def plan(self) -> Plan:
         return Plan(self.train, switch=self.decay_batches is not None)
+
+    @property
+    def order(self) -> Any:
+        """What decides the order of the data, for data.json; a list of two where it switches."""
+        if self.decay_batches is None:
+            return self.batches.order
+        return [self.batches.order, self.decay_batches.order]
 
     def batch(self, moment: Moment, first: int | None = None) -> Batch:
         """The step's batch, or one that begins with another window, ``first``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from flyweight.data.build import Progress, build
 from flyweight.data.paths import locate_cleaning
 from flyweight.data.shards import Dataset
 from flyweight.files.atomic import write_text
+from flyweight.files.index import entries, mend
 from flyweight.files.model_folder import write_model_folder
 from flyweight.files.run import RunFolder
 from flyweight.model.decoder import Decoder
@@ -31,19 +31,28 @@ from flyweight.spec.errors import ConfigurationError, CorruptFileError, Flyweigh
 from flyweight.spec.run import Distributed, RunSpec, Start
 from flyweight.text.tokenizer import byte_lengths
 from flyweight.train.calibrate import calibrate, count_flops
+from flyweight.train.checkpoints import kept
 from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
 from flyweight.train.corruption import Sentinels
 from flyweight.train.data_worker import WORKER, scorer
 from flyweight.train.kernels import hand_in
 from flyweight.train.layout import HERE
-from flyweight.train.loop import run_training
-from flyweight.train.machine import environment, matrix_peak, resolve_device, resolve_precision
+from flyweight.train.ledger import first_link, identity_of
+from flyweight.train.loop import owes_sample, run_training
+from flyweight.train.machine import (
+    environment,
+    matrix_peak,
+    record_machine,
+    resolve_device,
+    resolve_precision,
+)
 from flyweight.train.memory import keep_freed_memory
 from flyweight.train.optimizer import Optimizer
 from flyweight.train.origin import Origin, begin, from_start
 from flyweight.train.processes import ALONE, Processes
 from flyweight.train.session import Session
+from flyweight.train.sinks import check_sinks
 from flyweight.train.spikes import shrink_embedding_gradient
 from flyweight.train.state import WEIGHTS, TrainState
 from flyweight.train.view import View
@@ -107,7 +116,8 @@ def _facts(values: dict[str, Any]) -> dict[str, str]:
 def _checked(values: dict[str, Any], out: Path, view: View) -> tuple[dict[str, Any], Origin | None]:
     """The tables with a start's in them, all that does not depend on the data found right."""
     values, origin = from_start(values, view.notice)
-    check_tables(values)
+    _, _, train = check_tables(values)
+    check_sinks(train.sinks)
     _refuse_existing(out)
     return values, origin
 
@@ -144,10 +154,10 @@ def _begun(run: RunFolder, spec: RunSpec, session: Session, dataset: Dataset) ->
     recorded = {
         "dataset": place,
         "fingerprint": dataset.fingerprint,
-        "order": session.batches.order,
+        "order": session.order,
     }
     write_text(run.data, json.dumps(recorded, indent=1) + "\n")
-    found = {**environment(), "processes": session.processes.size}
+    found = environment(session.processes.size)
     write_text(run.environment, json.dumps(found, indent=1) + "\n")
     RunFolder.create(run.path, spec)
 
@@ -169,7 +179,19 @@ def resume_run(
         check: Literal["size", "full"] = "full" if processes.leader else "size"
         dataset = processes.each(lambda: open_dataset(run, check))
         session = _session(spec, dataset, view, processes)
+        here = environment(processes.size)
+        newest = max(run.steps(), default=0)
+        processes.first(lambda: record_machine(run.environment, here, newest))
         return _go(run, spec, session, dataset, view, sampler)
+
+
+def prepare(spec: RunSpec, dataset: Dataset, view: View) -> tuple[Session, TrainState]:
+    """What a run's steps need, and its state as it was before the first one (the weights that it
+    started from apart)."""
+    session = _session(spec, dataset, view)
+    state = _fresh_state(spec, dataset, session.device)
+    state.chain = first_link(spec, dataset.fingerprint, session.order)
+    return session, state
 
 
 def open_dataset(run: RunFolder, check: Literal["size", "full"] = "size") -> Dataset:
@@ -208,6 +230,7 @@ def _go(
     state = processes.each(
         lambda: _fresh_state(spec, dataset, session.device, processes, start, view.notice)
     )
+    state.chain = first_link(spec, dataset.fingerprint, session.order)
     if steps:
         processes.each(lambda: state.load(run.checkpoint_path(steps[-1])))
         view.notice(f"going on from step {state.step} of {spec.train.steps}")
@@ -215,12 +238,12 @@ def _go(
         state.save(run)
         view.notice(f"starting from {start.model}; its weights are in checkpoint 0")
     processes.first(lambda: _tidied(run, spec, state.step))
-    if state.step == spec.train.steps:
+    if sampler is not None:
+        session.sample = lambda now: _sampled(sampler, now, run, view)
+    if state.step == spec.train.steps and not owes_sample(state, session, run):
         view.notice(f"{run.path} is complete: {state.step} steps")
         processes.first(lambda: write_model(run, spec, dataset))
         return run
-    if sampler is not None:
-        session.sample = lambda now: _sampled(sampler, now, run, view)
     view.start(session.plan.steps, spec.name)
     if spec.train.compile == "on":
         compile_parts(state, session)
@@ -238,9 +261,10 @@ def _go(
 
 
 def _tidied(run: RunFolder, spec: RunSpec, step: int) -> None:
-    """The ledger and the checkpoints as they were at ``step``."""
+    """The ledger, the checkpoints and their index as they were at ``step``."""
     run.cut_ledger(step)
-    run.thin(spec.train.checkpoint.keep)
+    mend(run, step)
+    run.thin(kept(spec.train.checkpoint, entries(run)))
 
 
 def _sampled(sampler: Sampler, state: TrainState, run: RunFolder, view: View) -> None:
@@ -285,11 +309,7 @@ def _fresh_state(
     model.to(device)
     if spec.train.embedding_gradient != 1.0:
         shrink_embedding_gradient(model, spec.train.embedding_gradient)
-    configuration = json.dumps(spec.values(), sort_keys=True).encode()
-    identity = {
-        "configuration (run.toml)": hashlib.sha256(configuration).hexdigest(),
-        "dataset": dataset.fingerprint,
-    }
+    identity = {"configuration (run.toml)": identity_of(spec), "dataset": dataset.fingerprint}
     return TrainState(model, Optimizer(spec.train.optimizer, model, layout), identity)
 
 
@@ -344,12 +364,14 @@ def _measured(
     scratch = processes.each(lambda: _fresh_state(spec, dataset, device, session.processes))
     steps, compiled = calibrate(scratch, session, time.perf_counter() - began)
     filled: dict[str, Any] = {"steps": steps, "compile": compiled, "minutes": None, "tokens": None}
-    if spec.train.checkpoint.every is None:
+    if not spec.train.checkpoint.scheduled:
         checkpoint = {**spec.train.checkpoint.values(), "every": max(1, -(-steps // CHECKPOINTS))}
         filled["checkpoint"] = checkpoint
     if spec.train.sample_every is None:
         filled["sample_every"] = max(1, steps // 6)
     spec = _with_train(spec, filled)
+    if late := [step for step in spec.train.checkpoint.at if step > steps]:
+        view.notice(f"checkpoint.at = {late}: the run ends before, at step {steps}")
     return spec, replace(session, train=spec.train)
 
 
@@ -423,6 +445,7 @@ def _absolute(folder: Path, item: Any) -> Any:
 __all__ = [
     "absolute_paths",
     "open_dataset",
+    "prepare",
     "read_config",
     "resume_run",
     "train_run",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from flyweight.files.run import RunFolder, read_checkpoint_state, write_checkpoint
 from flyweight.files.tensors import read_tensors, write_tensors
@@ -26,10 +29,11 @@ class TrainState:
     optimizer: Optimizer
     # What the state belongs to: the dataset's fingerprint and the configuration's digest.
     identity: dict[str, str] = field(default_factory=dict)
+    # The digest of all that the ledger says up to here (train/ledger.py).
+    chain: str = ""
     step: int = 0
     tokens: int = 0
     bytes: int = 0
-    seconds: float = 0.0
     # What spikes are judged by, and how much of the data was left out for them (JSON).
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -38,20 +42,18 @@ class TrainState:
 
         All processes must call it; the leader writes.
         """
-        layout = self.optimizer.layout
-        weights, optimizer = layout.weights(self.model), self.optimizer.tensors()
-        if not layout.processes.leader:
+        files = self.files()
+        if not self.optimizer.layout.processes.leader:
             return run.checkpoint_path(self.step)
         counters = {"step": self.step, "tokens": self.tokens, "bytes": self.bytes}
-        return write_checkpoint(
-            run,
-            self.step,
-            {
-                WEIGHTS: lambda path: write_tensors(path, weights),
-                OPTIMIZER: lambda path: write_tensors(path, optimizer),
-            },
-            {**counters, "identity": self.identity, "extra": self.extra},
-        )
+        writers = {name: partial(write_tensors, tensors=tensors) for name, tensors in files.items()}
+        remembered = {"chain": self.chain, "extra": self.extra, "identity": self.identity}
+        return write_checkpoint(run, self.step, writers, {**counters, **remembered})
+
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each file of a checkpoint, whole; all processes must call it."""
+        weights = self.optimizer.layout.weights(self.model)
+        return {WEIGHTS: weights, OPTIMIZER: self.optimizer.tensors()}
 
     def load(self, path: Path) -> None:
         """Restore from a checkpoint folder after checking digests, identity and shapes."""
@@ -63,10 +65,12 @@ class TrainState:
                     f"{path} was made with {key} {recorded}, but this run now has {value};"
                     f" restore the original {key}, or start a new run"
                 )
+        if "chain" not in state:
+            raise FlyweightError(
+                f"{path} was made by an older Flyweight, which did not chain its ledger;"
+                " go on with that version, or start a new run"
+            )
         self.optimizer.layout.load_weights(self.model, path / WEIGHTS)
         self.optimizer.load(read_tensors(path / OPTIMIZER))
         self.step, self.tokens, self.bytes = state["step"], state["tokens"], state["bytes"]
-        self.extra = state.get("extra", {})
-
-    def describe(self) -> dict[str, Any]:
-        return {"step": self.step, "tokens": self.tokens, "bytes": self.bytes}
+        self.chain, self.extra = state["chain"], state["extra"]

@@ -152,6 +152,12 @@ def _furnish(folder: Path, done: Callable[..., Any]) -> Program:
     return Program(folder, done)
 
 
+@pytest.fixture(scope="session")
+def furnish(done: Callable[..., Any]) -> Callable[[Path], Program]:
+    """Texts and configurations put into a folder, and the program to be run there."""
+    return lambda folder: _furnish(folder, done)
+
+
 @pytest.fixture
 def program(tmp_path: Path, done: Callable[..., Any]) -> Program:
     return _furnish(tmp_path, done)
