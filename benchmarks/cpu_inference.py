@@ -1,15 +1,18 @@
-"""Prefill and decode on the CPU: our engine beside llama.cpp, round by round, as ratios.
+"""Prefill and decode on the CPU: our engine beside llama.cpp, round by round, with goals.
 
     python benchmarks/cpu_inference.py [--cases 10m-q4_0,...] [--rounds N] [--threads N]
                                        [--llama PYTHON] [--quick] [--json]
 
-Every case is a shape with random weights, exported once to GGUF: for llama.cpp expanded where
-weights are shared, for us as it is. In each round, each contender in a process of its own and the
-others waiting, a fresh text of 512 tokens is read and one token chosen (prefill), then 64 tokens
-more (decode). Ratios are medians over rounds, of the same round's times; the bandwidth that the
-machine reads at is measured beside every round. `peak` is the process's largest resident memory
-above what it was before the model was loaded; `first` the time from nothing to the first token of
-a prompt of eight.
+Every case (inference_cases.py) is a shape with random weights, exported once to GGUF: for llama.cpp
+expanded where weights are shared, for us as it is. In each round, each contender in a process of
+its own and the others waiting, fresh texts of 512 tokens are read and one token chosen (prefill),
+then 64 tokens more (decode), again and again for half a second at least. Ratios are medians over
+rounds, of the same round's medians; the bandwidth that the machine reads at is measured beside
+every round. Both keep keys and values in 16-bit floats, llama.cpp's own choice.
+
+`peak` is the process's largest resident memory above what it was before the model was loaded;
+`first` the seconds from nothing to the first token of a prompt of eight. `memory`, of every case,
+is the peak over what it may be: 1.15 times the file, the cache, and 40 MB.
 
 llama.cpp comes as the package llama-cpp-python, built from source (minutes) into an environment of
 its own below ~/.cache/flyweight-bench, or is taken from --llama. Where the processor has AMX it is
@@ -24,84 +27,63 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from inference_cases import CASES, OURS, Case, expected_gain, file_of
 from machine import header, lines
 from own_python import CACHE, own_python, say
 
 from flyweight.files.atomic import write_text
-from flyweight.files.random_weights import RandomSource
-from flyweight.files.to_gguf import export_gguf
 from flyweight.measure.cost import read_bandwidth
-from flyweight.spec.model import ModelSpec
-from flyweight.text.gguf_tokens import placeholder
-from flyweight.zoo import catalog
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results/cpu_inference.json"
 # Not from pip's cache, which does not know with what options a wheel was built.
 LLAMA = ["--no-cache-dir", "llama-cpp-python==0.3.36", "numpy"]
-OURS, PEER = "flyweight", "llama.cpp"
-PROMPT, TOKENS = 512, 64
-
-
-class Case(NamedTuple):
-    """``decode`` and ``prefill``: the goals, times llama.cpp; None where there is none.
-
-    ``alone``: llama.cpp has nothing to compare (a file that is ours alone).
-    """
-
-    model: str
-    type: str
-    decode: float | None = None
-    prefill: float | None = None
-    alone: bool = False
-
-
-# The 10M byte-level Llama of the comparison.
-TEN = {
-    "vocab_size": 258,
-    "width": 320,
-    "depth": 8,
-    "context": 1024,
-    "attention": {"heads": 5},
-    "feedforward": {"hidden": 864},
-    "tie_embeddings": False,
-}
-CASES = {
-    "10m-q4_0": Case("10m", "q4_0", 2.5, 1.6),
-    "350m-q4_0": Case("mobilellm-350m", "q4_0", 1.8, 2.1),
-    "350m-q8_0": Case("mobilellm-350m", "q8_0", 1.4, 2.1),
-    "350m-q4_k_m": Case("mobilellm-350m", "q4_k_m", 1.4, 2.1),
-    "mobillama-q4_0": Case("mobillama-0.5b", "q4_0", 2.2, 2.1),
-    "geb-q4_0": Case("geb-1.3b", "q4_0", 1.3, 2.1),
-    "geb-bf16": Case("geb-1.3b", "bf16"),
-    "geb-f32": Case("geb-1.3b", "f32"),
-    "ls-350m-q4_0": Case("mobilellm-ls-350m", "q4_0", alone=True),
-}
+PEER = "llama.cpp"
+# Seconds of a contender's turn at least, and of rest before it: what the one before left spinning
+# comes to a halt.
+TURN, REST = 0.5, 0.1
+# What a model's memory may be beyond its tensors and its cache.
+ALLOWED, BESIDE = 1.15, 40e6
+# Figures that are to be small.
+AT_MOST = ("peak", "memory")
 
 
 class Worker:
     """A contender with one model, in a process of its own."""
 
-    def __init__(self, name: str, python: str, path: Path, threads: int) -> None:
-        self.name = name
-        program = HERE / "peers" / f"infer_{name.replace('.', '_')}.py"
+    def __init__(self, name: str, program: str, python: str, path: Path, threads: int) -> None:
+        self.name, self.path = name, path
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent)])}
         self.process = subprocess.Popen(
-            [python, str(program), str(path), str(threads)],
+            [python, str(HERE / "peers" / f"infer_{program}.py"), str(path), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
         )
         self.loaded = self._answer()
+        self.rounds: list[dict[str, float]] = []
 
-    def round(self, prompt: list[int]) -> dict[str, float]:
-        """Seconds of prefill and a token of decode."""
+    def round(self, seed: int, case: Case) -> dict[str, float]:
+        """Median seconds of prefill and of a token of decode."""
+        request = {"seed": seed, "prompt": case.prompt, "tokens": case.tokens, "seconds": TURN}
+        return self._ask(request)
+
+    def close(self) -> dict[str, Any]:
+        last = self._ask({})
+        self.process.wait()
+        return last
+
+    def values(self, what: str) -> list[float]:
+        return [times[what] for times in self.rounds]
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"prompt": prompt, "tokens": TOKENS}) + "\n")
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self._answer()
 
@@ -112,14 +94,6 @@ class Worker:
             sys.exit(f"{self.name} died; what it said stands above")
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-    def close(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write("{}\n")
-        self.process.stdin.flush()
-        last = self._answer()
-        self.process.wait()
-        return last
 
 
 def main() -> None:
@@ -137,14 +111,13 @@ def main() -> None:
     unknown = [name for name in wanted if name not in CASES]
     if unknown or arguments.rounds < 1 or arguments.threads < 1:
         parser.error(f"--cases takes {', '.join(CASES)}; --rounds and --threads at least 1")
-    llama = arguments.llama or environment()
+    rounds = 1 if arguments.quick else arguments.rounds
     results: dict[str, Any] = {
         "machine": {**header(), "threads": arguments.threads},
         "cases": {},
     }
     for name in wanted:
-        rounds = 1 if arguments.quick else arguments.rounds
-        results["cases"][name] = measure(name, llama, rounds, arguments)
+        results["cases"][name] = measure(name, rounds, arguments)
         arguments.results.parent.mkdir(parents=True, exist_ok=True)
         write_text(arguments.results, json.dumps(results, indent=1) + "\n")
     print(json.dumps(results) if arguments.json else "\n".join(table(results)))
@@ -171,73 +144,104 @@ def without_amx() -> str:
     return " ".join(["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for name in sets)])
 
 
-def made(case: Case, folder: Path, expand: bool) -> Path:
-    """The case's GGUF file, with random weights; made once."""
-    spec = ModelSpec.parse(TEN) if case.model == "10m" else catalog.get(case.model).spec
-    path = folder / f"{case.model}{'-expanded' if expand else ''}-{case.type}.gguf"
-    if not path.exists():
-        say(f"making {path.name}")
-        folder.mkdir(parents=True, exist_ok=True)
-        export_gguf(
-            spec,
-            RandomSource(spec),
-            placeholder(spec.vocab_size),
-            path,
-            case.model,
-            case.type,
-            "",
-            expand,
-            None,
-            lambda done, total: None,
-        )
-    return path
+def contenders(case: Case, arguments: argparse.Namespace) -> list[Worker]:
+    """Ours first."""
+    folder, threads = arguments.models, arguments.threads
+    path = file_of(case.model, case.type, folder)
+
+    def own(name: str, path: Path, threads: int = threads) -> Worker:
+        return Worker(name, "flyweight", sys.executable, path, threads)
+
+    workers = [own(OURS, path)]
+    if case.peer:
+        expanded = file_of(case.model, case.type, folder, expand=True)
+        llama = arguments.llama or environment()
+        workers.append(Worker(PEER, "llama_cpp", llama, expanded, threads))
+    if "one thread" in case.goals:
+        workers.append(own("one thread", path, 1))
+    if "distinct" in case.goals:
+        workers.append(own("distinct", file_of(f"{case.model}-distinct", case.type, folder)))
+    if "pooled" in case.goals:
+        workers.append(own("plain", file_of("plain", case.type, folder)))
+    return workers
 
 
-def is_shared(case: Case) -> bool:
-    if case.model == "10m":
-        return False
-    share = catalog.get(case.model).spec.share
-    return share.feedforward != "none" or share.block != "none"
-
-
-def measure(name: str, llama: str, rounds: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, rounds: int, arguments: argparse.Namespace) -> dict[str, Any]:
     case = CASES[name]
-    files = {OURS: made(case, arguments.models, False)}
-    pythons = {OURS: sys.executable}
-    if not case.alone:
-        files[PEER] = made(case, arguments.models, True) if is_shared(case) else files[OURS]
-        pythons[PEER] = llama
-    workers = [Worker(n, pythons[n], files[n], arguments.threads) for n in files]
-    found: dict[str, list[dict[str, float]]] = {worker.name: [] for worker in workers}
-    bandwidth, seed = [], 1
+    workers = contenders(case, arguments)
+    bandwidth: list[float] = []
     for number in range(rounds + 1):
-        bandwidth.append(read_bandwidth(arguments.threads))
+        read = read_bandwidth(arguments.threads)
         turn = number % len(workers)
         for worker in workers[turn:] + workers[:turn]:
-            # Text that nobody has seen, in ids that every vocabulary has.
-            prompt = [3 + (i * 7919 * seed + i * i) % 250 for i in range(PROMPT)]
-            seed += 1
-            times = worker.round(prompt)
+            time.sleep(REST)
+            times = worker.round(1000 * number, case)
             if number > 0:  # the first one is for pages and clocks
-                found[worker.name].append(times)
+                worker.rounds.append(times)
+        if number > 0:
+            bandwidth.append(read)
         say(f"{name}: round {number} of {rounds}")
-    result: dict[str, Any] = {"bandwidth": [round(b / 1e9, 1) for b in bandwidth], "rows": {}}
+    rows: dict[str, dict[str, Any]] = {}
     for worker in workers:
-        closing, times = worker.close(), found[worker.name]
-        result["rows"][worker.name] = {
-            "file_mib": files[worker.name].stat().st_size / 2**20,
-            "prefill": PROMPT / statistics.median(t["prefill"] for t in times),
-            "decode": 1 / statistics.median(t["decode"] for t in times),
+        rows[worker.name] = {
+            "file_mib": worker.path.stat().st_size / 2**20,
+            "prefill": case.prompt / statistics.median(worker.values("prefill")),
+            "decode": 1 / statistics.median(worker.values("decode")),
             "first_seconds": worker.loaded["seconds"],
-            "peak_mib": closing["peak_mib"],
             "version": worker.loaded["version"],
-            "rounds": times,
+            **worker.close(),
+            "rounds": worker.rounds,
         }
-    if not case.alone:
-        for what in ("prefill", "decode"):
-            pairs = zip(found[PEER], found[OURS], strict=True)
-            result[what] = statistics.median(theirs[what] / own[what] for theirs, own in pairs)
-    return result
+    found = figures(case, workers, rows, bandwidth, arguments.models)
+    return {
+        "bandwidth": [round(b / 1e9, 1) for b in bandwidth],
+        "rows": rows,
+        "figures": {figure: judged(case, figure, value) for figure, value in found.items()},
+    }
+
+
+def figures(
+    case: Case,
+    workers: list[Worker],
+    rows: dict[str, dict[str, Any]],
+    bandwidth: list[float],
+    folder: Path,
+) -> dict[str, float]:
+    ours, own = workers[0], rows[OURS]
+
+    def times_faster(what: str, than: Worker) -> float:
+        pairs = zip(ours.values(what), than.values(what), strict=True)
+        return statistics.median(other / mine for mine, other in pairs)
+
+    found = {}
+    for other in workers[1:]:
+        row = rows[other.name]
+        decode = times_faster("decode", other)
+        if other.name == PEER:
+            found = {"decode": decode, "prefill": times_faster("prefill", other)}
+            found["first"] = row["first_seconds"] / own["first_seconds"]
+            found["peak"] = own["peak_mib"] / row["peak_mib"]
+        elif other.name == "plain":
+            size, expected = expected_gain(case.type, folder)
+            found |= {"times plain bytes": decode, "patch size": size, "expected": expected}
+            found["pooled"] = decode / expected
+        else:
+            found[other.name] = 1 / decode if other.name == "one thread" else decode
+    if own["read_bytes"]:
+        found["limit"] = statistics.median(
+            own["read_bytes"] / (seconds * read)
+            for seconds, read in zip(ours.values("decode"), bandwidth, strict=True)
+        )
+    allowed = ALLOWED * own["file_mib"] * 2**20 + own["cache_bytes"] + BESIDE
+    return {**found, "memory": own["peak_mib"] * 2**20 / allowed}
+
+
+def judged(case: Case, figure: str, value: float) -> dict[str, Any]:
+    goal = 1.0 if figure == "memory" else case.goals.get(figure) or None
+    reached = None
+    if goal is not None:
+        reached = value <= goal if figure in AT_MOST else value >= goal
+    return {"value": value, "goal": goal, "reached": reached}
 
 
 def table(results: dict[str, Any]) -> list[str]:
@@ -256,15 +260,13 @@ def table(results: dict[str, Any]) -> list[str]:
                 f"  {contender:<10}{row['prefill']:>11.0f}{row['decode']:>10.1f}"
                 f"{row['file_mib']:>10.1f}{row['peak_mib']:>10.1f}{row['first_seconds']:>9.2f}"
             )
-        for what in ("decode", "prefill"):
-            ratio, goal = found.get(what), getattr(case, what)
-            if ratio is None:
-                continue
-            verdict = "" if goal is None else "reached" if ratio >= goal else "MISSED"
-            aim = "" if goal is None else f" (goal {goal}: {verdict})"
-            out.append(f"  {what}: {ratio:.2f} times llama.cpp{aim}")
+        for figure, judgement in found["figures"].items():
+            goal, verdict = judgement["goal"], "reached" if judgement["reached"] else "MISSED"
+            way = "at most" if figure in AT_MOST else "at least"
+            aim = "" if goal is None else f" ({way} {goal}: {verdict})"
+            out.append(f"  {figure}: {judgement['value']:.2f}{aim}")
     versions = {
-        f"{contender} {row['version']}"
+        row["version"]
         for found in results["cases"].values()
         for contender, row in found["rows"].items()
     }

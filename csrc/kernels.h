@@ -83,7 +83,7 @@ struct Kernels {
   void (*rotate)(int64_t pairs, const float* cos, const float* sin, bool interleaved, float* x);
 
   // --- Attention of one key-value head. The cache keeps, per position, head_dim numbers in F32,
-  // BF16 or Q8_0 (store writes one); positions lie `stride` bytes apart.
+  // F16, BF16 or Q8_0 (store writes one); positions lie `stride` bytes apart.
   size_t (*stored_bytes)(Format, int64_t head_dim);
   void (*store)(Format, int64_t head_dim, const float* x, void* out);
   // Merges positions [first, first + count) into the running state of `rows` query rows:

@@ -10,12 +10,12 @@ namespace {
 
 constexpr int kKeys = 32;  // positions that share one update of the maximum
 
-// A cached row: F32 and BF16 as they are; Q8_0 the 8-bit numbers of all blocks of 32 (the last one
+// A cached row: F32, F16 and BF16 as they are; Q8_0 the 8-bit numbers of all blocks of 32 (the last one
 // filled up with zeros), then a float32 scale for each.
 size_t stored_bytes(Format format, int64_t head_dim) {
   const size_t n = static_cast<size_t>(head_dim);
   if (format == Format::F32) return 4 * n;
-  if (format == Format::BF16) return 2 * n;
+  if (format == Format::F16 || format == Format::BF16) return 2 * n;
   const size_t blocks = (n + kBlock - 1) / kBlock;
   return blocks * (kBlock + 4);
 }
@@ -24,6 +24,15 @@ void store(Format format, int64_t head_dim, const float* x, void* out) {
   auto* to = static_cast<uint8_t*>(out);
   if (format == Format::F32) {
     std::memcpy(to, x, sizeof(float) * head_dim);
+    return;
+  }
+  if (format == Format::F16) {
+    int64_t i = 0;
+    for (; i + 16 <= head_dim; i += 16) Lanes::store_half(to + 2 * i, Lanes::load(x + i));
+    for (; i < head_dim; ++i) {
+      const uint16_t v = float_to_half(x[i]);
+      std::memcpy(to + 2 * i, &v, 2);
+    }
     return;
   }
   if (format == Format::BF16) {
@@ -51,11 +60,15 @@ inline F cached(int64_t head_dim, const uint8_t* row, int64_t v, int n) {
   using L = Lanes;
   if constexpr (format == Format::F32) {
     return load_lanes(reinterpret_cast<const float*>(row) + 16 * v, n);
-  } else if constexpr (format == Format::BF16) {
-    if (n == 16) return L::bf16(row + 32 * v);
+  } else if constexpr (format == Format::F16 || format == Format::BF16) {
+    const auto widened = [](const void* p) {
+      if constexpr (format == Format::F16) return L::half(p);
+      else return L::bf16(p);
+    };
+    if (n == 16) return widened(row + 32 * v);
     uint16_t tail[16] = {};
     std::memcpy(tail, row + 32 * v, 2 * n);
-    return L::bf16(tail);
+    return widened(tail);
   } else {
     const int64_t blocks = (head_dim + kBlock - 1) / kBlock;
     float scale;
@@ -127,33 +140,55 @@ inline void finish_scores(const Row& row, float scale, bool biased, int64_t begi
   return factor;
 }
 
-// One row straight from the cache.
-template <Format format>
-void attend_row(int64_t head_dim, const Row& row, float scale, bool biased,
-                       const uint8_t* key, const uint8_t* value, size_t stride, int64_t begin,
-                       int n) {
+// One row straight from the cache. V: head_dim / 16 where that is known, else 0.
+template <Format format, int V>
+void attend_row(int64_t head_dim, const Row& row, float scale, bool biased, const uint8_t* key,
+                const uint8_t* value, size_t stride, int64_t begin, int n) {
   using L = Lanes;
-  const int64_t vectors = (head_dim + 15) / 16;
-  alignas(64) float scores[kKeys] = {};
-  for (int k = 0; k < n; ++k) {
-    F dot = L::set(0.0f);
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int m = lanes_at(head_dim, v);
-      const F number = cached<format>(head_dim, key + k * stride, v, m);
-      dot = L::fma(load_lanes(row.query + 16 * v, m), number, dot);
+  const int64_t vectors = V ? V : (head_dim + 15) / 16;
+  const auto lanes = [&](int64_t v) { return V ? 16 : lanes_at(head_dim, v); };
+  // What the next stretch reads is asked for while this one is read.
+  const auto fetch_next = [&](const uint8_t* p) {
+    for (size_t line = 0; line < stride; line += 64) {
+      L::prefetch(reinterpret_cast<uintptr_t>(p) + kKeys * stride + line);
     }
-    scores[k] = L::sum(dot);
+  };
+  alignas(64) float scores[kKeys];
+  for (int half = 0; half < kKeys; half += 16) {
+    F dots[16];
+#pragma GCC unroll 16
+    for (int k = 0; k < 16; ++k) {
+      // Beyond the last row: the last one again, whose score finish_scores throws away.
+      const uint8_t* at = key + (half + k < n ? half + k : n - 1) * stride;
+      fetch_next(at);
+      dots[k] = L::set(0.0f);
+      for (int64_t v = 0; v < vectors; ++v) {
+        const F number = cached<format>(head_dim, at, v, lanes(v));
+        dots[k] = L::fma(load_lanes(row.query + 16 * v, lanes(v)), number, dots[k]);
+      }
+    }
+    L::store(scores + half, L::sums(dots));
   }
   finish_scores(row, scale, biased, begin, n, scores);
   const F before = L::set(update_row(row, scores));
-  for (int64_t v = 0; v < vectors; ++v) {
-    const int m = lanes_at(head_dim, v);
-    F total = L::mul(load_lanes(row.acc + 16 * v, m), before);
-    for (int k = 0; k < n; ++k) {
-      const F number = cached<format>(head_dim, value + k * stride, v, m);
-      total = L::fma(L::set(scores[k]), number, total);
+  // As many sums at once as hide the time that each addition takes.
+  constexpr int kSums = V ? V : 1;
+  for (int64_t v = 0; v < vectors; v += kSums) {
+    F total[kSums];
+    for (int i = 0; i < kSums; ++i) {
+      total[i] = L::mul(load_lanes(row.acc + 16 * (v + i), lanes(v + i)), before);
     }
-    store_lanes(row.acc + 16 * v, m, total);
+    for (int k = 0; k < n; ++k) {
+      const uint8_t* at = value + k * stride;
+      if (v == 0) fetch_next(at);
+      const F p = L::set(scores[k]);
+      for (int i = 0; i < kSums; ++i) {
+        total[i] = L::fma(p, cached<format>(head_dim, at, v + i, lanes(v + i)), total[i]);
+      }
+    }
+    for (int i = 0; i < kSums; ++i) {
+      store_lanes(row.acc + 16 * (v + i), lanes(v + i), total[i]);
+    }
   }
 }
 
@@ -298,6 +333,9 @@ void attend_all(int64_t head_dim, int64_t rows, const float* const* queries, flo
   const auto* key = static_cast<const uint8_t*>(keys);
   const auto* value = static_cast<const uint8_t*>(values);
   constexpr int kAtOnce = 4;
+  const auto alone = head_dim == 64    ? attend_row<format, 4>
+                     : head_dim == 128 ? attend_row<format, 8>
+                                       : attend_row<format, 0>;
   for (int64_t done = 0; done < count; done += kKeys) {
     const int n = count - done < kKeys ? static_cast<int>(count - done) : kKeys;
     const int64_t begin = first + done;
@@ -312,7 +350,7 @@ void attend_all(int64_t head_dim, int64_t rows, const float* const* queries, flo
                     max + r,    sum + r,     acc + r * head_dim};
       if (!row.sees(begin, n)) continue;
       if (!share) {
-        attend_row<format>(head_dim, row, scale, slopes, k, v, stride, begin, n);
+        alone(head_dim, row, scale, slopes, k, v, stride, begin, n);
         continue;
       }
       if (!filled) shared.fill<format>(head_dim, k, v, stride, n);
@@ -338,6 +376,7 @@ void attend(Format format, int64_t head_dim, int64_t rows, const float* const* q
                   first, count, max, sum, acc);
   };
   if (format == Format::F32) run.template operator()<Format::F32>();
+  else if (format == Format::F16) run.template operator()<Format::F16>();
   else if (format == Format::BF16) run.template operator()<Format::BF16>();
   else run.template operator()<Format::Q8_0>();
 }

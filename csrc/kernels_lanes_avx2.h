@@ -91,6 +91,11 @@ struct Lanes {
   static F half(const void* p) {
     return {_mm256_cvtph_ps(read128(p)), _mm256_cvtph_ps(read128(after(p, 16)))};
   }
+  static void store_half(void* p, F v) {
+    auto* to = static_cast<__m128i*>(p);
+    _mm_storeu_si128(to, _mm256_cvtps_ph(v.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(to + 1, _mm256_cvtps_ph(v.high, _MM_FROUND_TO_NEAREST_INT));
+  }
   static F bf16(const void* p) {
     return floats(ishl<16>(
         {_mm256_cvtepu16_epi32(read128(p)), _mm256_cvtepu16_epi32(read128(after(p, 16)))}));
@@ -177,6 +182,11 @@ struct Lanes {
     const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+  }
+  static F sums(const F (&m)[16]) {
+    alignas(32) float v[16];
+    for (int i = 0; i < 16; ++i) v[i] = sum(m[i]);
+    return load(v);
   }
   // 16 rows of 16 become columns.
   static void transpose(F (&m)[16]) {

@@ -62,6 +62,9 @@ struct Lanes {
   }
   static __m128i read128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
   static F half(const void* p) { return _mm512_cvtph_ps(read256(p)); }
+  static void store_half(void* p, F v) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
   static F bf16(const void* p) {
     return floats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(read256(p)), 16));
   }
@@ -145,6 +148,30 @@ struct Lanes {
       m[8 + c] = _mm512_shuffle_f32x4(high01, high23, 0x88);
       m[12 + c] = _mm512_shuffle_f32x4(high01, high23, 0xdd);
     }
+  }
+  // Lane i is sum(m[i]), added in the same order.
+  static F sums(const F (&m)[16]) {
+    F a[8], b[4], c[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(m[i], m[i + 8], 0x44),
+                           _mm512_shuffle_f32x4(m[i], m[i + 8], 0xee));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88),
+                           _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const __m512d x = _mm512_castps_pd(b[i]), y = _mm512_castps_pd(b[i + 2]);
+      c[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                           _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    }
+    const F mixed = _mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88),
+                                  _mm512_shuffle_ps(c[0], c[1], 0xdd));
+    const I order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
+    return _mm512_permutexvar_ps(order, mixed);
   }
   static float largest(F v) { return _mm512_reduce_max_ps(v); }
   static int32_t isum(I v) { return _mm512_reduce_add_epi32(v); }

@@ -75,6 +75,13 @@ struct Lanes {
     const U magnitude = rest >= 0x7c00 ? special : reinterpret_cast<U>(finite);
     return reinterpret_cast<F>(magnitude | (h & 0x8000) << 16);
   }
+  static void store_half(void* p, F v) {
+    auto* to = static_cast<uint8_t*>(p);
+    for (int i = 0; i < 16; ++i) {
+      const uint16_t h = float_to_half(v[i]);
+      std::memcpy(to + 2 * i, &h, 2);
+    }
+  }
   static F bf16(const void* p) {
     return reinterpret_cast<F>(__builtin_convertvector(read<H>(p), U) << 16);
   }
@@ -134,6 +141,11 @@ struct Lanes {
       for (int i = 0; i < half; ++i) a[i] += a[i + half];
     }
     return a[0];
+  }
+  static F sums(const F (&m)[16]) {
+    F v;
+    for (int i = 0; i < 16; ++i) v[i] = sum(m[i]);
+    return v;
   }
   // 16 rows of 16 become columns.
   static void transpose(F (&m)[16]) {

@@ -40,8 +40,10 @@ Sequence::Sequence(std::shared_ptr<const SequenceShape> shape,
                    std::vector<float> frequencies, float gain, float divisor)
     : format(cache), shape_(std::move(shape)), account_(std::move(account)) {
   const Program& p = *shape_->program;
-  require(cache == Format::F32 || cache == Format::BF16 || cache == Format::Q8_0,
-          "a cache of type ", static_cast<uint32_t>(cache), " is not known; f32, bf16 and q8_0 are");
+  require(cache == Format::F32 || cache == Format::F16 || cache == Format::BF16 ||
+              cache == Format::Q8_0,
+          "a cache of type ", static_cast<uint32_t>(cache),
+          " is not known; f32, f16, bf16 and q8_0 are");
   set_positions(std::move(frequencies), gain, divisor);
   block_ = std::min<int64_t>(kCacheBlock, (p.context + 15) / 16 * 16);
   for (const Slot& slot : p.slots) {
@@ -78,7 +80,7 @@ void Sequence::grow(int set, int64_t positions) {
                        account_->used >> 20, " MiB are used, ", account_->limit >> 20,
                        " MiB are allowed; free other sequences, or take a smaller cache type"));
     }
-    blocks.emplace_back(bytes, "the cache");
+    blocks.emplace_back(bytes, "the cache", false, true);
     account_->used += bytes;
     charged_ += bytes;
   }

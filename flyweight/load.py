@@ -38,7 +38,7 @@ def load(
 
     ``engine``: "native" (our kernels, no PyTorch), "torch", or "auto", native where it is built
     and covers the model. Native alone: ``format`` converts the matrices in memory (None: as they
-    are stored), ``cache`` is the key-value cache's format, "f32", "bf16" or "q8_0".
+    are stored), ``cache`` is the key-value cache's format, "f32", "f16", "bf16" or "q8_0".
 
     Raises FlyweightError where there is none, CorruptFileError where it is damaged.
     """

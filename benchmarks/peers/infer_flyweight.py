@@ -13,9 +13,12 @@ def build(path: str, threads: int) -> tuple[Callable[[list[int], int], tuple[flo
     import flyweight
     from flyweight.text.talk import Sampling
 
-    model = flyweight.load(path, threads=threads, engine="native")
+    model = flyweight.load(path, threads=threads, engine="native", cache="f16")
+
+    lengths: list[int] = []
 
     def run(prompt: list[int], tokens: int) -> tuple[float, float]:
+        lengths.append(len(prompt) + tokens // 2)
         start = time.perf_counter()
         steps = model.steps(prompt, Sampling(tokens + 1, tokens + 1))
         next(steps)
@@ -24,7 +27,13 @@ def build(path: str, threads: int) -> tuple[Callable[[list[int], int], tuple[flo
         assert made == tokens, made
         return first - start, (time.perf_counter() - first) / tokens
 
-    return run, f"{flyweight.__version__} ({model.isa})"
+    def costs() -> dict[str, int]:
+        longest = model.memory()
+        read = model.read_bytes(lengths[-1])
+        return {"read_bytes": read, "cache_bytes": longest.cache, "weights_bytes": longest.weights}
+
+    run.costs = costs  # type: ignore[attr-defined]
+    return run, f"flyweight {flyweight.__version__} ({model.isa})"
 
 
 if __name__ == "__main__":

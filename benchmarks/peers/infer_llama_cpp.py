@@ -47,7 +47,7 @@ def build(path: str, threads: int) -> tuple[Callable[[list[int], int], tuple[flo
         return first - start, (time.perf_counter() - first) / tokens
 
     run.keep = quiet  # type: ignore[attr-defined]
-    return run, api.__version__
+    return run, f"llama.cpp {api.__version__}"
 
 
 if __name__ == "__main__":

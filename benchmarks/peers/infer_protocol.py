@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 Run = Callable[[list[int], int], tuple[float, float]]
 
 
 def serve(build: Callable[[str, int], tuple[Run, str]], path: str, threads: int) -> None:
-    """``build`` loads a model and returns (a run, the version). A run takes a prompt and how many
-    tokens to make, and returns the seconds to the first token and of each one after it."""
+    """``build`` loads a model and returns (a run, name and version). A run takes a prompt and how
+    many tokens to make, and returns the seconds to the first token and of each one after it; where
+    it has ``costs()``, these are told at the end."""
     # What a model's library says goes to standard error: standard output is the answers'.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -32,10 +36,23 @@ def serve(build: Callable[[str, int], tuple[Run, str]], path: str, threads: int)
         if not request:
             # Not getrusage's: that keeps the most of the process that started this one.
             peak = _resident("VmHWM") - before
-            print(json.dumps({"peak_mib": peak}), file=answers, flush=True)
+            costs = getattr(run, "costs", dict)()
+            print(json.dumps({"peak_mib": peak, **costs}), file=answers, flush=True)
             return
-        prefill, decode = run(request["prompt"], request["tokens"])
-        print(json.dumps({"prefill": prefill, "decode": decode}), file=answers, flush=True)
+        print(json.dumps(_turn(run, request)), file=answers, flush=True)
+
+
+def _turn(run: Run, request: dict[str, Any]) -> dict[str, float]:
+    """Medians of as many runs as take ``seconds``, each of a text that nobody has seen, in ids that
+    every vocabulary has."""
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + request["seconds"]
+    while not times or time.perf_counter() < end:
+        draw = random.Random(request["seed"] + len(times))
+        prompt = [draw.randrange(3, 253) for _ in range(request["prompt"])]
+        times.append(run(prompt, request["tokens"]))
+    prefill, decode = (statistics.median(values) for values in zip(*times, strict=True))
+    return {"prefill": prefill, "decode": decode}
 
 
 def _resident(what: str) -> float:

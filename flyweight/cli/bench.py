@@ -18,7 +18,7 @@ def bench(
     format: Annotated[
         str | None, typer.Option(help="Convert the weights in memory: q8_0, q4_0, ...")
     ] = None,
-    cache: Annotated[str, typer.Option(help="Keys and values: f32, bf16 or q8_0.")] = "f32",
+    cache: Annotated[str, typer.Option(help="Keys and values: f32, f16, bf16 or q8_0.")] = "f32",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Time MODEL: to the first token, prefill and decode, its memory, and the memory's limit."""

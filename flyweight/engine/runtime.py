@@ -24,7 +24,7 @@ from flyweight.text.talk import SCORED_AT_ONCE, Sampling, Step, Talker, windows
 from flyweight.text.tokenizer import StreamDecoder, Tokenizer
 
 # Formats of the key-value cache, by ggml's numbers.
-CACHES = {"f32": 0, "bf16": 30, "q8_0": 8}
+CACHES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8}
 
 
 def unavailable() -> str | None:
@@ -61,7 +61,7 @@ class _Read:
     def per_token(self, length: int, cache: int) -> int | None:
         if self._pooled:
             return None
-        size = {0: 4.0, 30: 2.0, 8: 34 / 32}[cache]
+        size = {0: 4.0, 1: 2.0, 30: 2.0, 8: 36 / 32}[cache]
         seen = ((n, min(length, window or length)) for n, window in self._slots)
         return self._weights + round(sum(n * positions * size for n, positions in seen))
 

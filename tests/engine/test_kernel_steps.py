@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import BF16, F32, Q8_0, Array
+from .conftest import BF16, F16, F32, Q8_0, Array
 
 some = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -124,6 +124,8 @@ def stored_as_read(kernels: ModuleType, isa: str, format_: int, x: Array) -> Arr
     rows = np.asarray(kernels.store(isa, format_, x))
     if format_ == F32:
         return rows.view(np.float32).astype(np.float64)
+    if format_ == F16:
+        return rows.view(np.float16).astype(np.float64)
     if format_ == BF16:
         return (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     blocks = (dim + 31) // 32
@@ -132,7 +134,7 @@ def stored_as_read(kernels: ModuleType, isa: str, format_: int, x: Array) -> Arr
     return (codes * scales.astype(np.float64)[..., None]).reshape(count, -1)[:, :dim]
 
 
-@pytest.mark.parametrize("format_", [F32, BF16, Q8_0])
+@pytest.mark.parametrize("format_", [F32, F16, BF16, Q8_0])
 @some
 @given(count=st.integers(1, 5), dim=st.integers(1, 140), seed=SEED)
 def test_what_the_cache_keeps(
@@ -142,13 +144,17 @@ def test_what_the_cache_keeps(
     error = np.abs(stored_as_read(kernels, isa, format_, x) - x)
     if format_ == F32:
         assert not error.any()
+    elif format_ == F16:
+        np.testing.assert_array_equal(
+            stored_as_read(kernels, isa, format_, x), x.astype(np.float16).astype(np.float64)
+        )
     elif format_ == BF16:
         assert (error <= np.abs(x) * 2.0**-8).all()
     else:
         assert (error <= np.abs(x).max(axis=1, keepdims=True) / 254 * 1.0001).all()
 
 
-@pytest.mark.parametrize("format_", [F32, BF16, Q8_0])
+@pytest.mark.parametrize("format_", [F32, F16, BF16, Q8_0])
 @some
 @given(
     dim=st.one_of(st.integers(1, 140), st.sampled_from([32, 64, 80, 128, 256, 300])),

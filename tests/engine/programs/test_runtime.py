@@ -258,10 +258,8 @@ def test_settings_that_make_no_sense_are_refused(
             model.steps([1, 258])
         with pytest.raises(FlyweightError, match="top_logprobs = 101"):
             model.steps("a", None, 101)
-    with pytest.raises(
-        FlyweightError, match="cache = f16.*known: f32, bf16, q8_0|cache = f16; did"
-    ):
-        both(decoder, tensors_of, cache="f16")
+    with pytest.raises(FlyweightError, match="cache = q4_0.*known: f32, f16|cache = q4_0; did"):
+        both(decoder, tensors_of, cache="q4_0")
     monkeypatch.setenv("FLYWEIGHT_ISA", "sse2")
     with pytest.raises(FlyweightError, match="FLYWEIGHT_ISA = sse2.*portable"):
         both(decoder, tensors_of)
