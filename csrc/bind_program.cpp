@@ -65,6 +65,12 @@ Weight read_weight(nb::handle object) {
   using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
   const auto data = field<Bytes>(object, "data");
   const auto format = field<int64_t>(object, "format");
+  std::vector<int64_t> order;
+  if (!nb::getattr(object, "order").is_none()) {
+    using Places = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+    const auto places = field<Places>(object, "order");
+    order.assign(places.data(), places.data() + places.size());
+  }
   return {field<std::string>(object, "name"),
           weight_kind(object),
           static_cast<Format>(format < 0 || format > 1 << 20 ? 1 << 20 : format),
@@ -72,7 +78,8 @@ Weight read_weight(nb::handle object) {
           field<int64_t>(object, "cols"),
           data.data(),
           data.size(),
-          maps_a_file(nb::getattr(object, "data"))};
+          maps_a_file(nb::getattr(object, "data")),
+          std::move(order)};
 }
 
 }  // namespace

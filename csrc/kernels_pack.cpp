@@ -23,22 +23,32 @@ uint32_t read32(const uint8_t* p) {
 
 void write32(uint8_t* p, uint32_t v) { std::memcpy(p, &v, 4); }
 
-// What a row has for 32 columns: its codes (of a table: before the look-up) and scales.
+// What a row has for 32 columns: its codes (of a table: before the look-up), four in a word, and
+// scales.
 struct Block {
-  uint8_t code[kBlock];
+  uint32_t group[kGroups];
   uint16_t d = 0, m = 0;             // fp16, of the whole ggml block
   uint8_t scale[2] = {0, 0}, min = 0;  // K and K16 formats
+
+  int code(int i) const { return group[i / 4] >> (8 * (i % 4)) & 255; }
 };
 
-void read_nibbles(const uint8_t* q, uint8_t* code) {
-  for (int i = 0; i < 16; ++i) {
-    code[i] = q[i] & 15;
-    code[i + 16] = q[i] >> 4;
+constexpr uint32_t kEach = 0x01010101;  // the lowest bit of each code of a word
+
+void read_nibbles(const uint8_t* q, uint32_t* group) {
+  for (int g = 0; g < 4; ++g) {
+    const uint32_t word = read32(q + 4 * g);
+    group[g] = word & 15 * kEach;
+    group[g + 4] = word >> 4 & 15 * kEach;
   }
 }
 
-void add_fifth_bits(uint32_t bits, uint8_t* code) {
-  for (int i = 0; i < kBlock; ++i) code[i] |= static_cast<uint8_t>((bits >> i & 1) << 4);
+void add_fifth_bits(uint32_t bits, uint32_t* group) {
+  for (int g = 0; g < kGroups; ++g) {
+    // Bit i to byte i: shifted by 0, 7, 14 and 21, none of which meet in the bits that are kept.
+    const uint32_t four = bits >> (4 * g) & 15;
+    group[g] |= (four * 0x00204081 & kEach) << 4;
+  }
 }
 
 // Scale and minimum number j of 8, 6 bits each in 12 bytes (Q4_K, Q5_K).
@@ -59,27 +69,27 @@ Block read_block(Format format, const uint8_t* p, int part) {
     case Format::Q4_0:
     case Format::IQ4_NL:
       b.d = read16(p);
-      read_nibbles(p + 2, b.code);
+      read_nibbles(p + 2, b.group);
       break;
     case Format::Q4_1:
       b.d = read16(p);
       b.m = read16(p + 2);
-      read_nibbles(p + 4, b.code);
+      read_nibbles(p + 4, b.group);
       break;
     case Format::Q5_0:
       b.d = read16(p);
-      read_nibbles(p + 6, b.code);
-      add_fifth_bits(read32(p + 2), b.code);
+      read_nibbles(p + 6, b.group);
+      add_fifth_bits(read32(p + 2), b.group);
       break;
     case Format::Q5_1:
       b.d = read16(p);
       b.m = read16(p + 2);
-      read_nibbles(p + 8, b.code);
-      add_fifth_bits(read32(p + 4), b.code);
+      read_nibbles(p + 8, b.group);
+      add_fifth_bits(read32(p + 4), b.group);
       break;
     case Format::Q8_0:
       b.d = read16(p);
-      for (int i = 0; i < kBlock; ++i) b.code[i] = p[2 + i] ^ 0x80;
+      for (int g = 0; g < kGroups; ++g) b.group[g] = read32(p + 2 + 4 * g) ^ 0x80 * kEach;
       break;
     case Format::Q4_K:
     case Format::Q5_K: {
@@ -88,9 +98,9 @@ Block read_block(Format format, const uint8_t* p, int part) {
       b.d = read16(p);
       b.m = read16(p + 2);
       read_scale_min(p + 4, part, &b.scale[0], &b.min);
-      for (int i = 0; i < kBlock; ++i) {
-        b.code[i] = part % 2 ? q[i] >> 4 : q[i] & 15;
-        if (five) b.code[i] |= static_cast<uint8_t>((p[16 + i] >> part & 1) << 4);
+      for (int g = 0; g < kGroups; ++g) {
+        b.group[g] = read32(q + 4 * g) >> (part % 2 * 4) & 15 * kEach;
+        if (five) b.group[g] |= (read32(p + 16 + 4 * g) >> part & kEach) << 4;
       }
       break;
     }
@@ -100,13 +110,13 @@ Block read_block(Format format, const uint8_t* p, int part) {
       const uint8_t* high = p + 128 + 32 * half;
       b.d = read16(p + 208);
       std::memcpy(b.scale, p + 192 + 2 * part, 2);
-      for (int i = 0; i < kBlock; ++i) {
-        const int q = quarter < 2 ? low[i] & 15 : low[i] >> 4;
-        b.code[i] = static_cast<uint8_t>(q | (high[i] >> (2 * quarter) & 3) << 4);
+      for (int g = 0; g < kGroups; ++g) {
+        b.group[g] = read32(low + 4 * g) >> (quarter / 2 * 4) & 15 * kEach;
+        b.group[g] |= (read32(high + 4 * g) >> (2 * quarter) & 3 * kEach) << 4;
       }
       break;
     }
-    default: std::memset(b.code, 0, kBlock);
+    default: std::memset(b.group, 0, sizeof b.group);
   }
   return b;
 }
@@ -115,16 +125,17 @@ Block read_block(Format format, const uint8_t* p, int part) {
 Block read_panel(const Layout& l, int64_t cols, const uint8_t* panel, int64_t block, int row) {
   Block b;
   const uint8_t* codes = panel + block * l.code_bytes();
-  for (int i = 0; i < kBlock; ++i) {
-    const int group = i / 4, at = 4 * row + i % 4;
+  const uint8_t* at = codes + 4 * row;
+  for (int g = 0; g < kGroups; ++g) {
     if (l.bits == 8) {
-      b.code[i] = codes[64 * group + at];
+      b.group[g] = read32(at + 64 * g);
       continue;
     }
-    int code = codes[64 * (group % 4) + at] >> (group / 4 * 4) & 15;
-    if (l.bits == 5) code |= (codes[256 + at] >> group & 1) << 4;
-    if (l.bits == 6) code |= (codes[256 + 64 * (group / 4) + at] >> (group % 4 * 2) & 3) << 4;
-    b.code[i] = static_cast<uint8_t>(code);
+    b.group[g] = read32(at + 64 * (g % 4)) >> (g / 4 * 4) & 15 * kEach;
+    if (l.bits == 5) b.group[g] |= (read32(at + 256) >> g & kEach) << 4;
+    if (l.bits == 6) {
+      b.group[g] |= (read32(at + 256 + 64 * (g / 4)) >> (g % 4 * 2) & 3 * kEach) << 4;
+    }
   }
   const int part = static_cast<int>(block % (l.unit / kBlock));
   const uint8_t* record = panel + records_at(l, cols) + block / (l.unit / kBlock) * l.record;
@@ -154,7 +165,7 @@ void block_values(const Layout& l, const Block& b, float* out) {
     scale[0] *= static_cast<int8_t>(b.scale[0]);
   }
   for (int i = 0; i < kBlock; ++i) {
-    const int code = l.table ? kNonLinear[b.code[i]] : b.code[i];
+    const int code = l.table ? kNonLinear[b.code(i)] : b.code(i);
     const float product = static_cast<float>(code - l.zero) * scale[l.parts() == 2 ? i / 16 : 0];
     out[i] = l.has_min() ? product + min : product;
   }
@@ -162,22 +173,19 @@ void block_values(const Layout& l, const Block& b, float* out) {
 
 void write_codes(const Layout& l, const Block* rows, uint8_t* codes) {
   for (int r = 0; r < kPanel; ++r) {
-    const uint8_t* code = rows[r].code;
+    const uint32_t* group = rows[r].group;
     uint8_t* at = codes + 4 * r;
-    uint32_t group[kGroups];
-    for (int g = 0; g < kGroups; ++g) group[g] = read32(code + 4 * g);
     if (l.bits == 8) {
       for (int g = 0; g < kGroups; ++g) write32(at + 64 * g, group[g]);
       continue;
     }
-    const uint32_t low = 0x0f0f0f0f;
     for (int g = 0; g < 4; ++g) {
-      write32(at + 64 * g, (group[g] & low) | (group[g + 4] & low) << 4);
+      write32(at + 64 * g, (group[g] & 15 * kEach) | (group[g + 4] & 15 * kEach) << 4);
     }
     uint32_t high[2] = {0, 0};
     for (int g = 0; g < kGroups; ++g) {
-      if (l.bits == 5) high[0] |= (group[g] >> 4 & 0x01010101) << g;
-      if (l.bits == 6) high[g / 4] |= (group[g] >> 4 & 0x03030303) << (2 * (g % 4));
+      if (l.bits == 5) high[0] |= (group[g] >> 4 & kEach) << g;
+      if (l.bits == 6) high[g / 4] |= (group[g] >> 4 & 3 * kEach) << (2 * (g % 4));
     }
     for (int h = 0; h < l.bits - 4; ++h) write32(at + 256 + 64 * h, high[h]);
   }
@@ -253,7 +261,7 @@ void pack(Format format, int64_t cols, const void* source, int rows, void* panel
   const size_t row_bytes = static_cast<size_t>(cols / l.unit) * l.bytes;
   // Rows that fill the panel up: scale 0.
   Block block[kPanel];
-  for (Block& b : block) std::memset(b.code, 0, kBlock);
+  for (Block& b : block) std::memset(b.group, 0, sizeof b.group);
   uint8_t* records = to + records_at(l, cols);
   for (int64_t i = 0; i < blocks; ++i) {
     const int part = static_cast<int>(i % parts);

@@ -40,6 +40,8 @@ struct Weight {
   size_t bytes;
   // The data is a read-only mapping of a file, whose pages may be given back.
   bool mapped;
+  // Of a matrix: row r is row order[r] of the data. Empty: row r.
+  std::vector<int64_t> order;
 };
 
 struct Op {

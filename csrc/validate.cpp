@@ -145,6 +145,11 @@ class Checker {
                           static_cast<uint64_t>(w.cols / block * block_bytes(w.format));
     check(w.bytes == expected, "it has ", w.bytes, " bytes, and (", w.rows, ", ", w.cols,
           ") of its type are ", expected);
+    if (w.order.empty()) return;
+    check(w.kind == WeightKind::Matrix, "a matrix alone may have its rows in another order");
+    check(w.order.size() == static_cast<size_t>(w.rows), "it has ", w.rows, " rows in an order of ",
+          w.order.size());
+    for (int64_t row : w.order) within("a row's place", row, 0, w.rows - 1);
   }
 
   void spelling() {

@@ -48,6 +48,7 @@ Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
 
 void Weights::pack(const Program& program, Pool& pool) {
   auto work = [&](int thread) {
+    std::vector<uint8_t> gathered;
     for (size_t i = 0; i < matrices_.size(); ++i) {
       const Matrix& m = matrices_[i];
       const Weight& w = program.weights[i];
@@ -55,14 +56,21 @@ void Weights::pack(const Program& program, Pool& pool) {
       const int64_t bytes = row_bytes(m.format, m.cols);
       const auto [first, last] = pool.share(m.panel_count(), thread);
       const int64_t step = std::max<int64_t>(1, kStep / (bytes * kPanel));
+      if (!w.order.empty()) gathered.resize(static_cast<size_t>(kPanel * bytes));
       for (int64_t begin = first; begin < last; begin += step) {
         const int64_t end = std::min(last, begin + step);
         for (int64_t panel = begin; panel < end; ++panel) {
           const int64_t row = panel * kPanel;
           const auto rows = static_cast<int>(std::min<int64_t>(kPanel, m.rows - row));
-          kernels_.pack(m.format, m.cols, w.data + row * bytes, rows,
-                        const_cast<std::byte*>(m.panel(panel)));
+          const uint8_t* from = w.data + row * bytes;
+          for (int i = 0; i < rows && !w.order.empty(); ++i) {
+            const int64_t place = w.order[static_cast<size_t>(row + i)];
+            std::copy_n(w.data + place * bytes, bytes, gathered.data() + i * bytes);
+            from = gathered.data();
+          }
+          kernels_.pack(m.format, m.cols, from, rows, const_cast<std::byte*>(m.panel(panel)));
         }
+        // Rows that a later step takes out of this stretch come from the file again.
         if (w.mapped) {
           const int64_t row = begin * kPanel, after = std::min(m.rows, end * kPanel);
           release_mapped(w.data + row * bytes, static_cast<size_t>((after - row) * bytes));

@@ -31,7 +31,8 @@ ACTIVATIONS = {
 class Stored(Protocol):
     """A tensor as it lies in memory or in a mapped file; vectors have one row.
 
-    ``format``: ggml's number of the type. ``data``: flat uint8, row after row.
+    ``format``: ggml's number of the type. ``data``: flat uint8, row after row. ``order``: row r of
+    a matrix is row ``order[r]`` of the data; None: row r.
     """
 
     @property
@@ -42,6 +43,8 @@ class Stored(Protocol):
     def cols(self) -> int: ...
     @property
     def data(self) -> NDArray[np.uint8]: ...
+    @property
+    def order(self) -> NDArray[np.intp] | None: ...
 
 
 Tensors = Mapping[str, Stored]
@@ -109,6 +112,7 @@ class Emitter:
         names = [f"{whole}[{end - n}:{end}]" for end, n in zip(ends, sizes, strict=True)]
         if names[0] not in self._weights:
             found = self._stored(whole, rows, cols)
+            assert found.order is None, "rows of a stacked tensor stay in their places"
             each = found.data.size // (rows if kind == "matrix" else cols)
             for name, end, n in zip(names, ends, sizes, strict=True):
                 data = found.data[(end - n) * each : end * each]
@@ -120,7 +124,9 @@ class Emitter:
         if name in self._weights:
             return self._weights[name]
         found = self._stored(name, rows, cols)
-        return self._add(name, Weight(name, kind, found.format, rows, cols, found.data))
+        return self._add(
+            name, Weight(name, kind, found.format, rows, cols, found.data, found.order)
+        )
 
     def _stored(self, name: str, rows: int, cols: int) -> Stored:
         found = self.tensors.get(name)

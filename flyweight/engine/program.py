@@ -132,7 +132,8 @@ class Weight:
 
     ``format`` is ggml's number of the type; ``data`` uint8, often a view of a mapped file.
     ``kind``: "matrix" is packed for products (looked up by row too, where an EMBED names it),
-    "table" is only looked up and stays as it lies, "vector" becomes float32.
+    "table" is only looked up and stays as it lies, "vector" becomes float32. ``order``: row r of
+    a matrix is row ``order[r]`` of the data; None: row r.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Weight:
     rows: int
     cols: int
     data: NDArray[np.uint8]
+    order: NDArray[np.intp] | None = None
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Converted(Mapping[str, StoredTensor]):
 
 def _converted(name: str, found: StoredTensor, form: Format) -> StoredTensor:
     stored = NUMBERED[found.format]
-    source = found.data.reshape(found.rows, stored.row_bytes(found.cols))
+    source = found.in_rows()
     made = np.empty((found.rows, form.row_bytes(found.cols)), dtype=np.uint8)
     step = max(1, _AT_ONCE // found.cols)
     for at in range(0, found.rows, step):

@@ -29,13 +29,20 @@ class StoredTensor(NamedTuple):
     """A matrix of ``rows`` rows of ``cols`` numbers, or a vector (one row).
 
     ``format``: ggml's number of the type. ``data``: flat, row after row in ggml's layout, often
-    a view of a mapped file.
+    a view of a mapped file. ``order``: row r of a matrix is row ``order[r]`` of the data; None:
+    row r.
     """
 
     format: int
     rows: int
     cols: int
     data: NDArray[np.uint8]
+    order: NDArray[np.intp] | None = None
+
+    def in_rows(self) -> NDArray[np.uint8]:
+        """(rows, bytes of a row), a copy where rows are in another order."""
+        rows = self.data.reshape(self.rows, -1)
+        return rows if self.order is None else rows[self.order]
 
 
 class StoredTensors(Mapping[str, StoredTensor]):
@@ -87,9 +94,11 @@ class GgufTensors(Mapping[str, StoredTensor]):
 
     def __getitem__(self, name: str) -> StoredTensor:
         part = self._parts[name]
-        form, rows = part.tensor.form, part.rows()
+        form, vector = part.tensor.form, len(part.tensor.shape) == 1
+        rows = part.rows() if vector else part.tensor.data
         cols = rows.shape[1] // form.size * form.block
-        return StoredTensor(form.number, len(rows), cols, rows.reshape(-1))
+        order = None if vector else part.order
+        return StoredTensor(form.number, len(rows), cols, rows.reshape(-1), order)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -147,7 +156,7 @@ class Dequantised:
 def dequantised(tensor: StoredTensor) -> Floats:
     """The numbers of a tensor, (rows, cols)."""
     form = NUMBERED[tensor.format]
-    return dequantise(tensor.data.reshape(tensor.rows, form.row_bytes(tensor.cols)), form)
+    return dequantise(tensor.in_rows(), form)
 
 
 def check_fit(kinds: Mapping[str, Kind], spec: ModelSpec, where: Path) -> None:

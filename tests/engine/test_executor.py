@@ -287,6 +287,9 @@ def mutate(program: Program, draw: Any) -> None:
             place = draw(st.integers(0, len(items) - 1))
             items[place : place + 1] = [] if change == "drop" else [value]
         new = tuple(float(v) for v in items) if name == "floats" else tuple(items)
+    elif name == "order":
+        new = np.arange(things[i].rows)
+        new[draw(st.integers(0, things[i].rows - 1))] = value
     elif isinstance(old, str):
         new = draw(st.sampled_from(["matrix", "table", "vector", "other"]))
     elif draw(st.booleans()):
@@ -403,3 +406,32 @@ def test_errors_of_programs_say_where(change: Any, message: str) -> None:
     change(program)
     with pytest.raises(FlyweightError, match=message):
         native.Executor(program)
+
+
+def test_rows_in_another_order() -> None:
+    rng = np.random.default_rng(7)
+    head = rng.standard_normal((40, 32)).astype(np.float32)
+    order = rng.permutation(40)
+
+    def model(values: Array, places: Any, kind: str = "matrix") -> Tiny:
+        tiny = Tiny(40, 16)
+        x = tiny.embed(rng.standard_normal((40, 32)) * 0 + np.arange(32) / 32)
+        chosen, tiny.program.logits = tiny.buffer(32, Rows.WANTED), tiny.buffer(40, Rows.WANTED)
+        tiny.op(Kind.SELECT, (x,), (chosen,), rows=Rows.WANTED)
+        w = tiny.weight(values, kind)
+        tiny.program.weights[w] = dataclasses.replace(tiny.program.weights[w], order=places)
+        where = (chosen,), (tiny.program.logits,)
+        tiny.op(Kind.PRODUCT, *where, (w, -1), (0, 0, 1, 0), (1.0,), Rows.WANTED)
+        return tiny
+
+    expected = model(head[order], None).run([1, 2])
+    for threads in (1, 2):
+        assert np.array_equal(model(head, order).run([1, 2], threads), expected)
+    for wrong, said in (
+        (order[:-1], "40 rows in an order of 39"),
+        (np.where(order == 7, 40, order), "a row's place = 40"),
+        (np.where(order == 7, -1, order), "a row's place = -1"),
+        ("0123", "order is"),
+    ):
+        with pytest.raises(FlyweightError, match=said):
+            model(head, wrong).executor()
