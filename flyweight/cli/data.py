@@ -14,6 +14,7 @@ from flyweight.spec.errors import CorruptFileError, FlyweightError
 if TYPE_CHECKING:
     from flyweight.data.batches import Batches, Span
     from flyweight.data.shards import Dataset
+    from flyweight.spec.run import RunSpec
 
 app = typer.Typer(
     name="data",
@@ -43,22 +44,28 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """What a dataset holds, or the very documents of one step's batch."""
-    opened, batching = _open(dataset)
+    opened, batching, spec = _open(dataset)
     if step is None:
         typer.echo(json.dumps(opened.record) if as_json else statistics(opened))
         return
+    import numpy as np
+
     from flyweight.data.batches import Batches
 
     given = {"seed": seed, "context": context, "batch_tokens": batch_tokens}
-    batching |= {key: value for key, value in given.items() if value is not None}
-    batches = Batches(opened, **batching)
+    given = {key: value for key, value in given.items() if value is not None}
     # The ledger counts finished steps, the order from 0.
-    found = batches.documents_of(step - 1, slice(0, rows))
+    if spec is not None and not given:
+        batches, first, count = _of_run(spec, opened, step - 1)
+    else:
+        batches = Batches(opened, **{**batching, **given})
+        first, count = (step - 1) * batches.rows, batches.rows
+    found = batches.documents_in(first + np.arange(count)[:rows])
     shown = [[_part(batches, span) for span in row] for row in found]
     if as_json:
         typer.echo(json.dumps({"step": step, **batches.order, "rows": shown}, ensure_ascii=False))
         return
-    typer.echo(f"step {step}: {batches.rows} rows of {batches.context} tokens", err=True)
+    typer.echo(f"step {step}: {count} rows of {batches.context} tokens", err=True)
     for number, row in enumerate(shown):
         typer.echo(f"row {number}")
         for part in row:
@@ -68,8 +75,21 @@ def inspect(
             typer.echo(f"    {part['text']!r}")
 
 
-def _open(path: Path) -> tuple[Dataset, dict[str, Any]]:
-    """A dataset, and the seed, context and batch_tokens of its run, or the defaults."""
+def _of_run(spec: RunSpec, dataset: Dataset, step: int) -> tuple[Batches, int, int]:
+    """(batches, first window, windows) of a run's step, counted from 0."""
+    from flyweight.train.mixes import mixes
+    from flyweight.train.schedule import Plan
+
+    main, decay = mixes(spec, dataset)
+    if spec.train.steps is None or step >= spec.train.steps:
+        return main, step * main.rows, main.rows
+    moment = Plan(spec.train, switch=decay is not None).at(step)
+    batches = decay if decay is not None and moment.mix == "decay" else main
+    return batches, moment.first, moment.windows
+
+
+def _open(path: Path) -> tuple[Dataset, dict[str, Any], RunSpec | None]:
+    """A dataset, the seed, context and batch_tokens of its run or the defaults, and the run."""
     from flyweight.data.shards import Dataset, is_dataset
     from flyweight.spec import run, toml
 
@@ -77,7 +97,7 @@ def _open(path: Path) -> tuple[Dataset, dict[str, Any]]:
     if not path.is_dir():
         raise FlyweightError(f"no such dataset or run: {path}")
     if is_dataset(path) or not (path / "data.json").is_file():
-        train, seed = run.Train(), 0
+        train, seed, spec = run.Train(), 0, None
         dataset = Dataset.open(path)
     else:
         try:
@@ -95,11 +115,8 @@ def _open(path: Path) -> tuple[Dataset, dict[str, Any]]:
             )
         spec = run.RunSpec.parse(toml.read(path / "run.toml"))
         train, seed = spec.train, spec.seed
-    return dataset, {
-        "seed": seed,
-        "context": train.context,
-        "batch_tokens": train.batch_tokens,
-    }
+    batching = {"seed": seed, "context": train.context, "batch_tokens": train.batch_tokens}
+    return dataset, batching, spec
 
 
 def _part(batches: Batches, span: Span) -> dict[str, Any]:

@@ -49,16 +49,16 @@ def build(
     from flyweight.cli.data import statistics
     from flyweight.data.build import build as build_dataset
     from flyweight.data.build import dry_run as only_look
-    from flyweight.train.data_worker import WORKER, scorer
+    from flyweight.train.data_worker import OPENER
 
     name, data, text = _configuration(config, overrides or [])
     place = out or Path("datasets") / name
     base, show = config.parent, progress()
     if dry_run:
-        report = only_look(data, place, show, base, WORKER, scorer)
+        report = only_look(data, place, show, base, OPENER)
         typer.echo(json.dumps(report.to_dict()) if as_json else _shown(report, name))
         return
-    dataset = build_dataset(data, text.tokenizer, place, show, base, restart, WORKER, scorer)
+    dataset = build_dataset(data, text.tokenizer, place, show, base, restart, OPENER)
     for notice in dataset.record.get("notices", []):
         typer.echo(notice, err=True)
     typer.echo(json.dumps(dataset.record) if as_json else statistics(dataset))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,12 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flyweight.data.order import keys, permute
+from flyweight.data.mix import Interleaving
+from flyweight.data.order import keys
+from flyweight.data.rings import Ring
 from flyweight.data.shards import Dataset, Split
 from flyweight.spec.errors import ConfigurationError, FlyweightError
 from flyweight.text.tokenizer import byte_lengths
 
 ORDER = 1
+# Where sources are mixed.
+MIXED_ORDER = 2
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +54,21 @@ class Span:
 class Batches:
     """The batches of a run over a dataset's training split. Has no state: `batch` is pure.
 
-    The stream of N tokens is a ring, cut into N // context windows from a point that changes with
-    each epoch; each epoch sees every window once, in the order of a keyed permutation. Step s
-    takes windows s·B to (s + 1)·B - 1, B = batch_tokens / context, on across the epochs' borders.
+    Step s takes windows s·B to (s + 1)·B - 1, B = batch_tokens / context. Without a ``mix`` they
+    are those of one ring (rings.py), the whole stream. With one, weights by source, each source
+    is a ring of its own, with epochs of its own, and they are interleaved (mix.py). ``after``:
+    windows of each source that were taken before, by an earlier mix.
     """
 
     def __init__(
-        self, dataset: Dataset, context: int, batch_tokens: int, seed: int, split: str = "train"
+        self,
+        dataset: Dataset,
+        context: int,
+        batch_tokens: int,
+        seed: int,
+        split: str = "train",
+        mix: Mapping[str, float] | None = None,
+        after: Sequence[int] | None = None,
     ) -> None:
         if batch_tokens % context:
             raise ConfigurationError(
@@ -67,22 +81,77 @@ class Batches:
         self.rows = batch_tokens // context
         self.windows = self.stream.tokens // context
         if not self.windows:
-            most = _power_below(self.stream.tokens)
-            raise FlyweightError(
-                f"the dataset {dataset.path} has {self.stream.tokens} tokens to train on, fewer"
-                f" than context = {context}; set train.context to {most} or less"
-                " (and batch_tokens to a multiple of it), or add text"
-            )
+            raise self._too_short("", self.stream.tokens)
+        self._mix = mix
+        self._rings, weights = [Ring(0, self.stream.tokens, context, seed)], [1.0]
+        if mix is not None:
+            self._rings, weights = self._sources(mix)
+        self._interleaving = Interleaving(weights)
+        self._after = np.array(after or [0] * len(self._rings), np.int64)
+
+    def _sources(self, mix: Mapping[str, float]) -> tuple[list[Ring], list[float]]:
+        """The ring of each source that the mix has, and its weight."""
+        rings, weights, begin = [], [], 0
+        for name, tokens in self.stream.sources:
+            if mix[name] and tokens < self.context:
+                raise self._too_short(f" in `{name}`", tokens)
+            # A source's order is its own, whatever the others are.
+            seed = int(keys(self.seed, 0, f"source {name}", 1)[0])
+            rings.append(Ring(begin, tokens, self.context, seed))
+            weights.append(mix[name])
+            begin += tokens
+        return rings, weights
+
+    def _too_short(self, where: str, tokens: int) -> FlyweightError:
+        return FlyweightError(
+            f"the dataset {self.dataset.path} has {tokens} tokens to train on{where}, fewer"
+            f" than context = {self.context}; set train.context to {_power_below(tokens)} or less"
+            " (and batch_tokens to a multiple of it), or add text"
+        )
 
     @property
     def order(self) -> dict[str, Any]:
         """What decides the order, for data.json: equal orders give equal batches."""
-        return {
-            "version": ORDER,
+        order: dict[str, Any] = {
+            "version": ORDER if self._mix is None else MIXED_ORDER,
             "seed": self.seed,
             "context": self.context,
             "batch_tokens": self.rows * self.context,
         }
+        if self._mix is not None:
+            rows = self._interleaving.rows.tolist()
+            names = [name for name, _ in self.stream.sources]
+            order["mix"] = dict(zip(names, rows, strict=True))
+            order["after"] = dict(zip(names, self._after.tolist(), strict=True))
+        return order
+
+    def counts(self, windows: int) -> list[int]:
+        """How many of the first ``windows`` windows each source has, in the dataset's order."""
+        return self._interleaving.counts(windows).tolist()
+
+    def epochs(self, windows: int) -> dict[str, float]:
+        """How often the first ``windows`` windows go through each source."""
+        counts = zip(self._rings, self.counts(windows), strict=True)
+        often = [count / ring.windows if ring.windows else 0.0 for ring, count in counts]
+        names = [name for name, _ in self.stream.sources] if self._mix else ["all"]
+        return dict(zip(names, often, strict=True))
+
+    def places_of(self, starts: Places, stops: Places, count: int) -> tuple[Places, Places]:
+        """(which, number): the windows below the running number ``count`` that hold a token of the
+        stretches [starts, stops) of the stream, and of which stretch. The inverse of the order."""
+        pairs = []
+        for source, (ring, taken) in enumerate(zip(self._rings, self.counts(count), strict=True)):
+            first = int(self._after[source])
+            if taken:
+                for which, number in ring.holding(starts, stops, first, first + taken):
+                    pairs.append((which, self._interleaving.numbers(source, number - first)))
+        none = np.zeros(0, np.int64)
+        which = np.concatenate([none, *(pair[0] for pair in pairs)])
+        number = np.concatenate([none, *(pair[1] for pair in pairs)])
+        # A stretch may leave a window by the ring's end and come back by its beginning.
+        both = np.unique(np.stack([which, number]), axis=1)
+        both = both[:, np.lexsort((both[1], both[0]))]
+        return both[0], both[1]
 
     def batch(self, step: int, rows: slice | None = None, context: int | None = None) -> Batch:
         """The batch of one step, or some ``rows`` of it (a worker's, or a micro-batch's).
@@ -104,30 +173,49 @@ class Batches:
             raise ConfigurationError(f"context {length} does not divide {self.context}")
         ids = np.arange(count * self.context // length)[rows or slice(None)]
         window, piece = np.divmod(ids, self.context // length)
-        starts = self._starts(first + window) + piece * length
-        stream_BT = self.stream.gather(starts, length + 1)
+        starts, source = self._starts(first + window)
+        stream_BT = self._gather(starts, source, piece * length, length + 1)
         tokens_BT = np.ascontiguousarray(stream_BT[:, :-1])
         documents_BT = np.cumsum(tokens_BT == self.dataset.eot_id, axis=1, dtype=np.int32)
         documents_BT -= documents_BT[:, :1].copy()
         return Batch(tokens_BT, np.ascontiguousarray(stream_BT[:, 1:]), documents_BT)
 
-    def _starts(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where in the stream the windows of these running numbers begin."""
-        epochs, places = np.divmod(index, self.windows)
+    def _starts(self, index: Places) -> tuple[Places, Places]:
+        """Where in the stream the windows of these running numbers begin, and of which source."""
+        source, number = self._interleaving.sources(index)
         starts = np.empty_like(index)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            first = int(keys(self.seed, epoch, "offset", 1)[0]) % self.stream.tokens
-            windows = permute(places[here], self.windows, self.seed, epoch)
-            starts[here] = (first + windows * self.context) % self.stream.tokens
-        return starts
+        for which in np.unique(source).tolist():
+            here = source == which
+            starts[here] = self._rings[which].starts(number[here] + self._after[which])
+        return starts, source
+
+    def _gather(self, starts: Places, source: Places, further: Places, length: int) -> Places:
+        """(len(starts), length) tokens, ``further`` on from each start; a ring's end goes on at
+        its beginning."""
+        out = np.empty((len(starts), length), np.int64)
+        for which in np.unique(source).tolist():
+            (here,) = np.nonzero(source == which)
+            ring = self._rings[which]
+            at = ring.begin + (starts[here] - ring.begin + further[here]) % ring.tokens
+            rows = self.stream.gather(at, length)
+            for row, left in enumerate((ring.begin + ring.tokens - at).tolist()):
+                if left < length:
+                    rows[row, left:] = self.stream.read(ring.begin, ring.begin + length - left)
+            out[here] = rows
+        return out
 
     def documents_of(self, step: int, rows: slice | None = None) -> list[list[Span]]:
         """For each row of a step's batch, the parts of documents in it, in order."""
         ids = np.arange(self.rows)[rows or slice(None)]
-        return [self._spans(int(start)) for start in self._starts(step * self.rows + ids)]
+        return self.documents_in(step * self.rows + ids)
 
-    def _spans(self, start: int) -> list[Span]:
+    def documents_in(self, windows: Places) -> list[list[Span]]:
+        """For each of the windows of these running numbers the parts of documents in it."""
+        starts, sources = self._starts(windows)
+        pairs = zip(starts.tolist(), sources.tolist(), strict=True)
+        return [self._spans(start, self._rings[source]) for start, source in pairs]
+
+    def _spans(self, start: int, ring: Ring) -> list[Span]:
         stream, spans = self.stream, []
         at, left = start, self.context
         while left:
@@ -148,7 +236,7 @@ class Batches:
                 )
             )
             left -= stop - at
-            at = stop % stream.tokens
+            at = ring.begin + (stop - ring.begin) % ring.tokens
         return spans
 
     @cached_property

@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from flyweight.data.clean import fingerprint
-from flyweight.data.crew import Crew, Done, work_here
+from flyweight.data.cluster import work_on_cluster
+from flyweight.data.crew import Crew, Done, open_with, work_here
 from flyweight.data.decontaminate import Decontaminator, is_prepared
 from flyweight.data.document import Skipped
+from flyweight.data.mix import check_names
 from flyweight.data.packed import Packed
 from flyweight.data.plan import Plan, plan, stamp_of
 from flyweight.data.report import Report
 from flyweight.data.settle import Settled, settle
 from flyweight.data.shards import SPLITS, Dataset, is_dataset
-from flyweight.data.sources import STANDARD_INPUT, nothing_in, origins
+from flyweight.data.sources import STANDARD_INPUT, STANDARD_LIBRARY, nothing_in, origins
 from flyweight.data.spool import spool
-from flyweight.data.work import KEPT, PARTIAL, TRAIN, Scorer, Work, changed_error
+from flyweight.data.work import KEPT, PARTIAL, TRAIN, changed_error
 from flyweight.data.writer import Writer, disk_errors, refuse_other, require_eot
 from flyweight.files.atomic import write_text
 from flyweight.spec import run
@@ -44,7 +46,7 @@ Progress = Callable[[str, int, int | None], None]
 _SMALL = 32 << 20
 # A tokenizer is trained on no more text than this: a sample of whole documents by their hash.
 TOKENIZER_BYTES = 256 << 20
-WORKER = "flyweight.data.crew"
+OPENER = "flyweight.data.work"
 
 
 def build(
@@ -54,17 +56,15 @@ def build(
     progress: Progress | None = None,
     base: Path | None = None,
     restart: bool = False,
-    worker: str = WORKER,
-    scorer: Scorer | None = None,
+    opener: str = OPENER,
 ) -> Dataset:
     """Read, clean, split, tokenise and write the dataset of a run to the folder ``out``.
 
     No source means the running interpreter's standard library; the one folder of a built dataset
     means that dataset, as it is. A tokenizer is trained on the training split alone. Relative
     paths are below ``base`` (default: the working directory). ``restart`` throws away what an
-    unfinished build left; without it the same build goes on from there. ``worker``: the module
-    of the worker processes; ``scorer``: what loads the model of data.clean.perplexity, here as
-    there.
+    unfinished build left; without it the same build goes on from there. ``opener``:
+    the module that opens the work folder, here and in workers (see `crew.open_with`).
 
     Raises FlyweightError for text that is not there or too little, where ``out`` holds something
     else, and for an unfinished build of something else.
@@ -77,7 +77,7 @@ def build(
     if tokenizer.kind == "file":
         require_eot(load_tokenizer(tokenizer.path or ""))
     with _workplace(out, restart) as folder:
-        builder = _Builder(folder, data, tokenizer, base or Path(), progress, worker, scorer)
+        builder = _Builder(folder, data, tokenizer, base or Path(), progress, opener)
         dataset = builder.build(out)
         shutil.rmtree(folder, ignore_errors=True)
     return dataset
@@ -88,8 +88,7 @@ def dry_run(
     out: Path,
     progress: Progress | None = None,
     base: Path | None = None,
-    worker: str = WORKER,
-    scorer: Scorer | None = None,
+    opener: str = OPENER,
 ) -> Report:
     """Read and clean everything, and say what would stay; nothing is left on the disk."""
     if any(is_dataset((base or Path()) / Path(path).expanduser()) for path in data.train):
@@ -98,8 +97,7 @@ def dry_run(
     place = out.with_name(f"{out.name}.dry-run")
     with _workplace(place, restart=True) as folder:
         try:
-            kind = run.Tokenizer()
-            builder = _Builder(folder, data, kind, base or Path(), progress, worker, scorer)
+            builder = _Builder(folder, data, run.Tokenizer(), base or Path(), progress, opener)
             return builder.prepare()[0]
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -113,15 +111,14 @@ class _Builder:
         tokenizer: run.Tokenizer,
         base: Path,
         progress: Progress | None,
-        worker: str,
-        scorer: Scorer | None,
+        opener: str,
     ) -> None:
         self._data = data
         self._table = tokenizer
         self._base = base
         self._progress = progress or (lambda stage, done, total: None)
-        self._module = worker
-        self._work = Work(folder, scorer)
+        self._opener = opener
+        self._work = open_with(opener, folder)
 
     def build(self, out: Path) -> Dataset:
         report, settled = self.prepare()
@@ -274,11 +271,14 @@ class _Builder:
                 done(unit)
             else:
                 left.append(unit)
+        executor = self._data.executor
         count = min(self._count(), len(left))
-        if count <= 1:
+        if executor.kind != "local":
+            work_on_cluster(work, stage, left, done, executor, self._opener)
+        elif count <= 1:
             work_here(work, stage, left, done)
         else:
-            with Crew(work.folder, count, self._module) as crew:
+            with Crew(work.folder, count, self._opener) as crew:
                 crew.work(stage, left, done)
 
     def _count(self) -> int:
@@ -295,6 +295,8 @@ def _check(data: run.Data) -> None:
     """What can be known to be wrong before any work is done."""
     if data.held_out == []:
         raise ConfigurationError("data.held_out is an empty list; name files, or a share as 0.1")
+    if data.mix is not None:
+        check_names(data.mix, [*data.train, *data.sources] or [STANDARD_LIBRARY])
     if data.held_out == 1:
         raise ConfigurationError("data.held_out = 1 leaves nothing to train on; 0.1 is usual")
 

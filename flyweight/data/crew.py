@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import queue
@@ -20,6 +21,13 @@ from flyweight.spec.errors import FlyweightError
 Done = Callable[[int], None]
 
 
+def open_with(opener: str, folder: Path) -> Work:
+    """The work folder, opened by ``open_work`` of the module ``opener``: a process that does units
+    imports that by name, and so gets what a room above hands in (a model for perplexities)."""
+    work: Work = importlib.import_module(opener).open_work(folder)
+    return work
+
+
 def work_here(work: Work, stage: str, units: Iterable[int], done: Done) -> None:
     """Do the units one after the other in this process."""
     for unit in units:
@@ -30,17 +38,17 @@ def work_here(work: Work, stage: str, units: Iterable[int], done: Done) -> None:
 class Crew:
     """``count`` worker processes over one work folder, each told a unit at a time.
 
-    ``module`` is what `python -m` runs: `serve` with what the caller hands in. After an error no
-    further unit is begun, and the error of the lowest unit is raised: the same one for any count.
+    ``opener``: the module whose ``open_work`` opens the folder (see `open_with`). After an error
+    no further unit is begun, and the error of the lowest unit is raised: the same for any count.
     """
 
-    def __init__(self, folder: Path, count: int, module: str) -> None:
+    def __init__(self, folder: Path, count: int, opener: str) -> None:
         # Units are spread over the processes already: one thread each.
         environment = {**os.environ, "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         environment["TOKENIZERS_PARALLELISM"] = "false"
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", module, str(folder.absolute())],
+                [sys.executable, "-m", "flyweight.data.crew", opener, str(folder.absolute())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
@@ -148,4 +156,4 @@ def _listen(orders: IO[bytes], into: queue.Queue[tuple[str, int]]) -> None:
 
 
 if __name__ == "__main__":
-    serve(Work(Path(sys.argv[1])))
+    serve(open_with(sys.argv[1], Path(sys.argv[2])))

@@ -45,8 +45,16 @@ class Split:
     stream's end.
     """
 
-    def __init__(self, folder: Path, name: str, record: dict[str, Any], dtype: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        record: dict[str, Any],
+        dtype: str,
+        streams: list[list[Any]] | None = None,
+    ) -> None:
         self.name = name
+        self._streams = streams
         self.tokens: int = record["tokens"]
         self.documents: int = record["documents"]
         self.bytes: int = record["bytes"]
@@ -96,6 +104,26 @@ class Split:
             if row["split"] == self.name
         ]
 
+    @cached_property
+    def sources(self) -> list[tuple[str, int]]:
+        """(source, tokens) in the order of the stream, which has each source in one piece."""
+        streams = self._streams
+        if streams is None:
+            # A dataset of before sources were recorded: its documents know theirs.
+            streams = []
+            for entry, size in zip(self.entries, np.diff(self.starts).tolist(), strict=True):
+                if streams and streams[-1][0] == entry.source:
+                    streams[-1][1] += size
+                else:
+                    streams.append([entry.source, size])
+        names = [name for name, _ in streams]
+        if len(set(names)) < len(names):
+            raise FlyweightError(
+                f"{self._folder} has its sources in pieces, and cannot be mixed anew; build it"
+                " again (flyweight data build)"
+            )
+        return [(name, tokens) for name, tokens in streams]
+
     def texts(self, tokenizer: Tokenizer) -> Iterator[tuple[str, bytes]]:
         """(name, UTF-8 text) of every document, out of its tokens."""
         for index, entry in enumerate(self.entries):
@@ -114,7 +142,11 @@ class Dataset:
         self.vocab_size: int = record["vocab_size"]
         self.eot_id: int = record["eot_id"]
         self.train, self.held_out = (
-            Split(path, name, record["splits"][name], record["dtype"]) for name in SPLITS
+            Split(
+                *(path, name, record["splits"][name], record["dtype"]),
+                record.get("streams", {}).get(name),
+            )
+            for name in SPLITS
         )
 
     @cached_property

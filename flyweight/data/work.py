@@ -303,6 +303,11 @@ class Work:
         return {name: writer.counts for name, writer in zip(SPLITS, writers, strict=True)}
 
 
+def open_work(folder: Path) -> Work:
+    """A work folder for stages that need nothing of the rooms above."""
+    return Work(folder)
+
+
 def changed_error(paths: str) -> CorruptFileError:
     return CorruptFileError(
         f"{paths} changed while it was read: the dataset would be of no one state of it; build"

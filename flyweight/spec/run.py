@@ -336,6 +336,9 @@ class RunSpec(Table):
                 "train.embedding_gradient does not apply to model.input.kind = 'slots', which"
                 " has no embedding of tokens; leave it out"
             )
+        rate = self.train.schedule.kind
+        if self.data.mix is not None and self.data.mix.decay is not None and rate != "wsd":
+            raise ValueError(f'data.mix.decay goes with train.schedule.kind = "wsd", not "{rate}"')
         objective, kind = self.train.objective, self.model.input.kind
         tokens_only = {"spans": objective.spans is not None, "prefix": objective.prefix > 0}
         no_slots = {"z_loss": objective.z_loss, "label_smoothing": objective.label_smoothing}

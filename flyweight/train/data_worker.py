@@ -1,18 +1,18 @@
-"""``python -m flyweight.train.data_worker FOLDER``: a worker of a build, and what it loads models
-with: the data room, which knows none, is handed the perplexity rule's as a function."""
+"""What a build's processes work with: a work folder, and what loads models for it.
+
+The data room, which knows no model, is handed the perplexity rule's as a function.
+"""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from flyweight.data.cleaner import Score
-from flyweight.data.crew import serve
 from flyweight.data.work import Work
 from flyweight.measure.bits import bits_per_byte
 from flyweight.spec.cleaning import Perplexity
 
-WORKER = "flyweight.train.data_worker"
+OPENER = "flyweight.train.data_worker"
 
 
 def scorer(table: Perplexity) -> Score:
@@ -30,5 +30,6 @@ def scorer(table: Perplexity) -> Score:
     return score
 
 
-if __name__ == "__main__":
-    serve(Work(Path(sys.argv[1]), scorer))
+def open_work(folder: Path) -> Work:
+    """A build's work folder (see `flyweight.data.crew.open_with`)."""
+    return Work(folder, scorer)

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from flyweight.data.batches import Batches
 from flyweight.data.build import Progress, build
+from flyweight.data.mix import inline
 from flyweight.data.paths import locate_cleaning
 from flyweight.data.shards import Dataset
 from flyweight.files.atomic import write_text
@@ -35,7 +35,7 @@ from flyweight.train.checkpoints import kept
 from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
 from flyweight.train.corruption import Sentinels
-from flyweight.train.data_worker import WORKER, scorer
+from flyweight.train.data_worker import OPENER
 from flyweight.train.kernels import hand_in
 from flyweight.train.layout import HERE
 from flyweight.train.ledger import first_link, identity_of
@@ -48,6 +48,7 @@ from flyweight.train.machine import (
     resolve_precision,
 )
 from flyweight.train.memory import keep_freed_memory
+from flyweight.train.mixes import mixes
 from flyweight.train.optimizer import Optimizer
 from flyweight.train.origin import Origin, begin, from_start
 from flyweight.train.processes import ALONE, Processes
@@ -132,8 +133,10 @@ def _built(
     assert checked is not None, "the leader's work"
     values, origin = checked
     text, data, train = check_tables(values)
+    if data.mix is not None:
+        data = data.model_copy(update={"mix": inline(data.mix)})
     out.mkdir(parents=True, exist_ok=True)
-    dataset = build(data, text.tokenizer, out / "dataset", progress, worker=WORKER, scorer=scorer)
+    dataset = build(data, text.tokenizer, out / "dataset", progress, opener=OPENER)
     for notice in dataset.record.get("notices", []):
         view.notice(notice)
     if origin is not None:
@@ -330,14 +333,16 @@ def _session(spec: RunSpec, dataset: Dataset, view: View, processes: Processes =
     tensor = 1 if spec.distributed is None else spec.distributed.tensor
     arranged = processes.each(lambda: processes.arranged(tensor, device))
     processes.each(lambda: arranged.rows(train.batch_tokens // train.context))
+    main, decay = mixes(spec, dataset)
     return Session(
         train,
-        Batches(dataset, train.context, train.batch_tokens, spec.seed),
+        main,
         np.concatenate((lengths, np.zeros(more, lengths.dtype))),
         dtype,
         device,
         view,
-        matrix_peak(dtype, device),
+        peak=matrix_peak(dtype, device),
+        decay_batches=decay,
         sentinels=Sentinels.of(dataset.tokenizer, spec.model.vocab_size, spans.most)
         if spans
         else None,
@@ -372,7 +377,8 @@ def _measured(
     spec = _with_train(spec, filled)
     if late := [step for step in spec.train.checkpoint.at if step > steps]:
         view.notice(f"checkpoint.at = {late}: the run ends before, at step {steps}")
-    return spec, replace(session, train=spec.train)
+    main, decay = mixes(spec, dataset)
+    return spec, replace(session, train=spec.train, batches=main, decay_batches=decay)
 
 
 def _with_train(spec: RunSpec, changes: dict[str, Any]) -> RunSpec:
@@ -419,6 +425,11 @@ def absolute_paths(values: dict[str, Any], folder: Path) -> None:
                 data[key] = [_absolute(folder, item) for item in data[key]]
         locate_cleaning(data, folder)
         sources = data.get("sources")
+        mix = data.get("mix")
+        while isinstance(mix, dict):
+            if isinstance(mix.get("file"), str):
+                mix["file"] = _absolute(folder, mix["file"])
+            mix = mix.get("decay")
         for source in sources.values() if isinstance(sources, dict) else ():
             if isinstance(source, dict) and isinstance(source.get("paths"), list):
                 source["paths"] = [_absolute(folder, item) for item in source["paths"]]
