@@ -9,6 +9,7 @@ it. Words are those of `flyweight.data.words`: case, width and punctuation aside
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ RULE = "contaminated"
 _INDEX = "items.json"
 _ITEMS = 1024
 _PASSAGE = 120
+_WORD = 32
+_SPACE = re.compile(r"\s")
 
 
 class Decontaminator:
@@ -130,20 +133,27 @@ class Decontaminator:
         while spans:
             kept, at = [], 0
             for start, end in spans:
-                begin = max(0, start - self._table.margin)
-                # The words that the margin's ends run through go too.
-                while 0 < begin < start and not text[begin - 1].isspace():
-                    begin -= 1
+                begin, stop = self._with_margin(text, start, end)
                 if begin > at:
                     kept.append(text[at:begin])
-                stop = min(len(text), end + self._table.margin)
-                while stop < len(text) and not text[stop].isspace():
-                    stop += 1
                 at = max(at, stop)
             kept.append(text[at:])
             text = "\n\n".join(part.strip() for part in kept if part.strip())
             spans, _ = self._search(text)
         return text
+
+    def _with_margin(self, text: str, start: int, end: int) -> tuple[int, int]:
+        """A passage with its margin. The words that the margin's ends run through go too, where
+        they are words by their length: some scripts write no spaces."""
+        begin = max(0, start - self._table.margin)
+        stop = min(len(text), end + self._table.margin)
+        before = text[max(0, begin - _WORD) : begin]
+        behind = text[stop : stop + _WORD]
+        if begin < start and (spaces := _SPACE.findall(before)):
+            begin -= len(before) - before.rindex(spaces[-1]) - 1
+        if stop > end and (space := _SPACE.search(behind)):
+            stop += space.start()
+        return begin, stop
 
 
 def is_prepared(folder: Path) -> bool:

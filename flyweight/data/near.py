@@ -110,8 +110,9 @@ def near_duplicates(
 
     ``files``: the signatures of consecutive parts of the corpus (`signatures`, saved by np.save),
     documents being numbered from 0 through all of them; ``read`` gives a document's text; those in
-    ``skip`` count as absent, the first ``protected`` ones are never dropped. Memory: 16 bytes a
-    document, and 12 a band for those that share one.
+    ``skip`` count as absent, the first ``protected`` ones are never dropped. A document is compared
+    with 64 that stay, at most, for each band that it shares. Memory: some 50 bytes a document, and
+    16 a band for those that share one.
     """
     parts = [np.load(file, mmap_mode="r") for file in files]
     count = sum(part.shape[1] for part in parts)
@@ -143,7 +144,7 @@ def near_duplicates(
 
 def _candidates(
     parts: Sequence[Hashes], skip: npt.NDArray[np.bool_], bands: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """(documents, groups), sorted by document: who shares a band's hash with whom."""
     documents, groups, known = [], [], 0
     present = np.flatnonzero(~skip)
@@ -154,10 +155,10 @@ def _candidates(
         new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
         shared = ~(new & np.concatenate([new[1:], [True]]))
         documents.append(present[order[shared]])
-        groups.append((np.cumsum(new[shared]) - 1 + known).astype(np.int32))
+        groups.append(np.cumsum(new[shared]) - 1 + known)
         known += int(np.count_nonzero(new[shared]))
     if not documents:
-        return np.zeros(0, np.int64), np.zeros(0, np.int32)
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     whole, group = np.concatenate(documents), np.concatenate(groups)
     order = np.argsort(whole, kind="stable")
     return whole[order], group[order]

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# (tables below [data], the key that lists files)
-_LISTS = ((("clean", "bad_words"), "files"), (("clean", "keywords"), "files"))
-_EVALUATION = (("decontaminate",), "files")
+# The tables below [data] whose key ``files`` lists some.
+_FILES = (("clean", "bad_words"), ("clean", "keywords"), ("decontaminate",))
 
 
 def locate_cleaning(data: dict[str, Any], folder: Path) -> None:
     """Make the paths in the [data] table, not checked yet, absolute or relative to here, where
     they were relative to ``folder``. A model's name stays where no such file is there."""
-    for tables, key in (*_LISTS, _EVALUATION):
+    for tables in _FILES:
         table = _table(data, tables)
-        if isinstance(table.get(key), list):
-            table[key] = [_below(folder, item) for item in table[key]]
+        if isinstance(table.get("files"), list):
+            table["files"] = [_below(folder, item) for item in table["files"]]
     perplexity = _table(data, ("clean", "perplexity"))
     model = perplexity.get("model")
     if isinstance(model, str) and Path(_below(folder, model.partition("@")[0])).exists():

@@ -110,12 +110,10 @@ def urls(text: str) -> Iterator[tuple[int, int]]:
     """The URLs of a text, (start, end): http, https, ftp and www, less the punctuation behind."""
     for match in _URL.finditer(text):
         end = match.end()
-        while text[end - 1] in _AFTER_URL:
-            # A bracket that was opened in the URL belongs to it.
-            if text[end - 1] == ")" and text.count("(", match.start(), end) >= text.count(
-                ")", match.start(), end
-            ):
-                break
+        # A bracket that was opened in the URL belongs to it.
+        closed = match[0].count(")") - match[0].count("(")
+        while (last := text[end - 1]) in _AFTER_URL and (last != ")" or closed > 0):
+            closed -= last == ")"
             end -= 1
         yield match.start(), end
 

@@ -127,7 +127,7 @@ def _words(joined: str, texts: Sequence[str]) -> tuple[Hashes, Places, Places, P
     is_end &= kind != _SEPARATOR
     starts, ends = np.flatnonzero(is_start), np.flatnonzero(is_end) + 1
     # Σ mix(character)·base^place as differences of running sums, each word's from its own start.
-    powers, inverses = _powers(max(len(codes), _BLOCK))
+    powers, inverses = _powers(_BLOCK + 1)
     sums = np.empty(len(codes) + 1, np.uint64)
     sums[0] = 0
     np.cumsum(mixed[codes] * powers[: len(codes)], out=sums[1:])

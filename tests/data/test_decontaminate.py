@@ -164,6 +164,14 @@ def test_a_passage_is_dropped_or_cut_with_its_margin(tmp_path: Path) -> None:
     assert 20 <= len(after) - len(tail) < 32
     assert tally.rules["contaminated"].edited == 1
     # Twelve words of the thirteen are no finding; a short item counts whole.
+    # Where no spaces are written the margin ends where it ends.
+    (tmp_path / "zh").mkdir()
+    chinese = "床前明月光疑是地上霜舉頭望明月低頭思故鄉"
+    zh = str(write(tmp_path / "zh/e.jsonl", [{"id": "li", "query": chinese}]))
+    cut = opened(Decontaminate(files=[zh], action="cut", margin=5), tmp_path / "zh")
+    kept = cut(Document("d", "天" * 90 + chinese + "地" * 90, "s"), tally)
+    assert kept is not None
+    assert kept.text == "天" * 85 + "\n\n" + "地" * 85
     twelve = " ".join(VERSE.split()[:12])
     assert stage(Document("d", f"{twelve} and so on", "s"), tally) is not None
 

@@ -92,6 +92,7 @@ def test_what_only_mentions_tags_stays_unless_all_is_said(text: str) -> None:
         ("(http://a.org/b_(c)) and <ftp://x.y/>", ["http://a.org/b_(c)", "ftp://x.y/"]),
         ("WWW.Example.com, awww.no", ["WWW.Example.com"]),
         ("no://thing here", []),
+        ("http://a.b/" + "(" * 3 + ")" * 9 + ", x", ["http://a.b/((()))"]),
     ],
 )
 def test_urls_are_found(text: str, found: list[str]) -> None:
