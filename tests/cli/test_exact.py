@@ -126,11 +126,6 @@ def crashed_and_resumed(program: Any, kind: str, call: int) -> bool:
     return died
 
 
-@pytest.mark.parametrize("call", [8, 47, 61])
-def test_a_crash_between_two_file_operations_loses_nothing(program: Any, call: int) -> None:
-    assert crashed_and_resumed(program, "bytes", call)
-
-
 @pytest.mark.slow
 def test_a_crash_before_any_file_operation_loses_nothing(program: Any) -> None:
     call = 0

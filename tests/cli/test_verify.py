@@ -303,3 +303,13 @@ def test_there_is_nothing_to_verify(run: Path, command: Any) -> None:
     shutil.rmtree(run / "checkpoints")
     shutil.rmtree(run / "model")
     command("verify", "run").failed("has taken no step yet")
+
+
+def test_batches_that_spikes_replaced_are_replaced_again(program: Any, command: Any) -> None:
+    settings = ["train.spikes={threshold=0.3, window=8, tries=2}", "train.steps=20"]
+    command("train", "bytes.toml", *settings, "--out", "run").ok()
+    ledger = lines_of(program.folder / "run")
+    assert any(event["action"] == "replaced" for line in ledger for event in line.get("spikes", []))
+    done = command("verify", "run", "--json").ok().json()
+    assert done["exact"] and done["steps_compared"] == 20
+    assert command("verify", "run", "--steps", "17:", "--json").ok().json()["began_at"] == 16

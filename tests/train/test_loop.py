@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +190,26 @@ def test_a_checkpoint_of_another_run_is_refused(
     wider.identity = {"dataset": "aa"}
     with pytest.raises(CorruptFileError, match="does not fit its spec"):
         wider.load(run.checkpoint_path(1))
+
+
+def test_a_sample_that_a_kill_kept_out_is_taken(
+    fresh: Fresh, session: Sessions, tmp_path: Path
+) -> None:
+    run = run_folder(tmp_path / "run")
+    made = session(checkpoint={"every": 2, "keep": 0}, sample_every=2)
+
+    def sample(state: TrainState) -> None:
+        with open(run.samples, "a") as file:
+            file.write(json.dumps({"step": state.step}) + "\n")
+
+    made.sample = sample
+    run_training(fresh("tokens"), made, run)
+    whole = run.samples.read_text()
+    assert [json.loads(line)["step"] for line in whole.splitlines()] == [2, 4, 6]
+    for step, left in ((4, 1), (6, 2), (6, 3)):
+        run.samples.write_text("".join(whole.splitlines(keepends=True)[:left]))
+        again = fresh("tokens")
+        again.load(run.checkpoint_path(step))
+        run.cut_ledger(step)
+        run_training(again, made, run)
+        assert run.samples.read_text() == whole
