@@ -50,7 +50,8 @@ test-crash: setup
 	$(PYTEST) -m crash $(ARGS)
 
 # The engine's tests with the address and undefined-behaviour sanitizers watching: a copy of the
-# package with a module of its own, so that the usual one stays.
+# package with a module of its own, so that the usual one stays. PYTHONSAFEPATH: without it
+# `python -m` would take the package in this folder, whose module is not watched.
 SANITIZE := build/sanitize
 sanitize: setup
 	$(BIN)/python -m pip install -q 'cmake>=3.20' ninja nanobind
@@ -62,7 +63,7 @@ sanitize: setup
 	$(BIN)/cmake --install $(SANITIZE) --prefix $(SANITIZE)/tree
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) \
 	    $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(abspath $(SANITIZE)/tree) \
+	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(SANITIZE)/tree) \
 	    $(PYTEST) -p no:cacheprovider -q tests/engine $(ARGS)
 
 # libFuzzer on what comes from anywhere, FUZZ_SECONDS each: programs under the sanitizers (clang), the

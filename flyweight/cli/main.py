@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who read our output has gone (`| head`); nothing is left to flush at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (FlyweightError, ImportError, OSError) as error:
+    except (FlyweightError, ImportError, MemoryError, OSError) as error:
         message = explain(error)
         if message is None:
             raise
@@ -107,6 +107,8 @@ def explain(error: Exception) -> str | None:
     """What went wrong and the way out; None where the error is a bug of ours, not the user's."""
     if isinstance(error, FlyweightError):
         return str(error)
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory: {error or 'a part of the model found no room'}"
     if isinstance(error, ImportError):
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS:

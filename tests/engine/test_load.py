@@ -294,3 +294,21 @@ def test_a_prompt_without_any_token_is_one_clear_error(tmp_path: Path) -> None:
     done = without_torch("generate", str(tmp_path / "model"))
     assert done.returncode == 1 and "the prompt is empty" in done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs Linux's /proc")
+def test_a_model_larger_than_memory_is_one_clear_error() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import resource\n"
+        "import flyweight.engine.runtime, flyweight.files.weights, flyweight.engine._native\n"
+        "from flyweight.cli.main import main\n"
+        "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "limit = now + (48 << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "raise SystemExit(main(['generate', 'minicpm-9m', 'a', '--threads', '1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "there is no" in done.stderr or "not enough memory" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -176,7 +176,8 @@ def main() -> None:
                 return bytes(atheris.Mutate(data, most))
             return changed(data, rng)
 
-        options = [*sys.argv, "-rss_limit_mb=2048", "-timeout=20"]
+        # Those that are given, later, count.
+        options = [sys.argv[0], "-rss_limit_mb=2048", "-timeout=20", *sys.argv[1:]]
         atheris.Setup(options, lambda data: read(kind, data, path), custom_mutator=mutate)
         atheris.Fuzz()
 
