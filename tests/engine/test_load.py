@@ -304,9 +304,9 @@ def test_a_model_larger_than_memory_is_one_clear_error() -> None:
         "import flyweight.engine.runtime, flyweight.files.weights, flyweight.engine._native\n"
         "from flyweight.cli.main import main\n"
         "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "limit = now + (48 << 20)\n"
+        "limit = now + (96 << 20)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
-        "raise SystemExit(main(['generate', 'minicpm-9m', 'a', '--threads', '1']))"
+        "raise SystemExit(main(['generate', 'minicpm-70m', 'a', '--threads', '1']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
