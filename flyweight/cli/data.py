@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flyweight.cli.data_build import build
-from flyweight.spec.errors import CorruptFileError, FlyweightError
+from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 
 if TYPE_CHECKING:
     from flyweight.data.batches import Batches, Span
@@ -35,6 +35,9 @@ def inspect(
     step: Annotated[
         int | None, typer.Option(min=1, help="Show this step's batch; 1 is a run's first.")
     ] = None,
+    find: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="List the steps that read this passage.")
+    ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first K rows.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the run's, or 0.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Default: the run's, or 512.")] = None,
@@ -43,20 +46,38 @@ def inspect(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """What a dataset holds, or the very documents of one step's batch."""
+    """What a dataset holds, the documents of one step's batch, or the steps that read a text."""
+    dataset = dataset.expanduser()
+    if find is not None and step is not None:
+        raise ConfigurationError("--find and --step are two questions: ask one of them")
     opened, batching, spec = _open(dataset)
-    if step is None:
+    if step is None and find is None:
         typer.echo(json.dumps(opened.record) if as_json else statistics(opened))
         return
     import numpy as np
 
     from flyweight.data.batches import Batches
+    from flyweight.files.run import RunFolder
 
     given = {"seed": seed, "context": context, "batch_tokens": batch_tokens}
     given = {key: value for key, value in given.items() if value is not None}
+    if find is not None:
+        from flyweight.cli.data_find import show_readings
+
+        if spec is not None and given:
+            raise ConfigurationError(
+                f"--{next(iter(given)).replace('_', '-')}: a run has an order of its own;"
+                " leave it out, or name the dataset"
+            )
+        show_readings(dataset, Batches(opened, **{**batching, **given}), find, as_json)
+        return
+    assert step is not None
     # The ledger counts finished steps, the order from 0.
     if spec is not None and not given:
         batches, first, count = _of_run(spec, opened, step - 1)
+        # What was skipped moves all that follows; the ledger knows.
+        taken = RunFolder(dataset).read_ledger()[step - 1 : step]
+        first = taken[0]["window"] if taken else first
     else:
         batches = Batches(opened, **{**batching, **given})
         first, count = (step - 1) * batches.rows, batches.rows
