@@ -33,8 +33,10 @@ def check_tables(values: dict[str, Any]) -> tuple[Text, Data, Train]:
     checked = Train.parse(train, "train")
     # The model too, as far as it can be known before there is a tokenizer.
     model = model_spec(values, text, checked, vocab_size=None)
-    RunSpec.parse({**_head(values), "model": model.values(), "train": checked.values()})
-    return text, Data.parse(values.get("data", {}), "data"), checked
+    data = Data.parse(values.get("data", {}), "data")
+    tables = {"model": model.values(), "train": checked.values(), "data": data.values()}
+    RunSpec.parse({**_head(values), **tables})
+    return text, data, checked
 
 
 def model_spec(
