@@ -78,7 +78,8 @@ def train_run(
     Whatever fails before training begins leaves no run folder behind. All ``processes`` call it;
     the first builds the data, and alone writes and shows.
     """
-    processes.agree(_facts(values), "the run")
+    if processes.size > 1:
+        processes.agree(_facts(values), "the run")
     checked = processes.first(lambda: _checked(values, out, view))
     began = out.exists()
     run = RunFolder(out)
@@ -108,7 +109,8 @@ def train_run(
 
 def _facts(values: dict[str, Any]) -> dict[str, str]:
     """What all processes of a job must have alike from the beginning."""
-    versions = {k: str(environment()[k]) for k in ("flyweight", "python", "torch")}
+    here = environment()
+    versions = {key: str(here[key]) for key in ("flyweight", "python", "torch")}
     tables = {k: v if isinstance(v, dict) else {"": v} for k, v in values.items()}
     settings = {f"{t}.{k}".rstrip("."): repr(v) for t in tables for k, v in tables[t].items()}
     return {**versions, **settings}
@@ -174,7 +176,8 @@ def resume_run(
     """
     run = RunFolder(path)
     spec = processes.each(lambda: RunFolder.open(path).spec())
-    processes.agree(_facts(spec.values()), "the run")
+    if processes.size > 1:
+        processes.agree(_facts(spec.values()), "the run")
     if spec.train.steps is None:
         raise FlyweightError(f"{run.config} has no train.steps: it is not a resolved run")
     with run.lock() if processes.leader else contextlib.nullcontext():
