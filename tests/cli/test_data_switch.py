@@ -59,7 +59,7 @@ def test_the_decay_reads_its_own_mix(program: Any) -> None:
         assert len(rows) == (2 if step <= 6 else 8)
         read[line["mix"]] |= {Path(part["name"]).name for row in rows for part in row}
         if step == moved[0]:
-            # The first row's text is what that step's first window holds.
+            # Behind what the ramp alone comes to.
             assert line["window"] > 2 * (min(step, 7) - 1) + 8 * max(0, step - 7)
     assert not any(name.startswith("talk_") for name in read["main"])
     assert any(name.startswith("talk_") for name in read["decay"])
