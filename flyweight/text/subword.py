@@ -66,6 +66,13 @@ class SubwordTokenizer:
     ) -> None:
         self._json = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
         self._plain = self._tokenizer(specials=False)
+        try:
+            self._plain.encode("a")
+        except BaseException as error:
+            # The library panics, which is no Exception, at a template of tokens that it lacks.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise CorruptFileError(f"a tokenizer that cannot encode: {error}") from None
         self.kind: str = document["model"].get("type", "BPE").lower()
         self.digest = digest(self._json)
         added: dict[int, AddedToken] = self._plain.get_added_tokens_decoder()
