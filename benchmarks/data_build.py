@@ -1,0 +1,203 @@
+"""Building datasets: speed beside the `tokenizers` library's own, and memory from 10 MB to 1 GB.
+
+    python benchmarks/data_build.py [speed] [memory] [--sizes 10,100,1000] [--rounds 3]
+
+Speed: the same texts through `tokenizers`' encode_batch (and encode_batch_fast, which leaves out
+the offsets) and through a build's packing, which reads the texts from the disk, encodes them,
+writes the tokens and puts the shards together; with the same number of threads (the library's) or
+worker processes (ours). Memory: the greatest sum of resident memory of the whole process tree of
+`flyweight data build`, shared pages counted in each process, for corpora of growing size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from machine import header
+
+from flyweight.data import parts
+from flyweight.data import work as work_module
+from flyweight.data.build import OPENER
+from flyweight.data.crew import Crew, open_with, work_here
+from flyweight.data.document import Skipped
+from flyweight.data.packed import Packed
+from flyweight.data.plan import plan
+from flyweight.data.settle import settle
+from flyweight.data.shards import SPLITS
+from flyweight.data.sources import documents, origins
+from flyweight.data.writer import Writer
+from flyweight.files.atomic import write_text
+from flyweight.spec.data import Data
+from flyweight.text.load import load_tokenizer
+from flyweight.text.tokenizer import token_dtype
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared/data"
+RESULTS = HERE / "results/data_build.json"
+TEXTS = ["fairytales_en.jsonl.zst", "novels_en.jsonl.zst"]
+PEER = """
+import json, sys, time, tokenizers
+made = tokenizers.Tokenizer.from_file(sys.argv[1])
+texts = json.load(open(sys.argv[2]))
+encode = getattr(made, sys.argv[3])
+began = time.perf_counter()
+encoded = encode(texts, add_special_tokens=False)
+print(time.perf_counter() - began, sum(len(e.ids) for e in encoded))
+"""
+
+
+def peer(folder: Path, method: str, threads: int) -> tuple[float, int]:
+    """(seconds, tokens) of the library's own batch encoding."""
+    command = [sys.executable, "-c", PEER, "tokenizer.json", "texts.json", method]
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
+    environment["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    out = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    seconds, tokens = out.stdout.split()
+    return float(seconds), int(tokens)
+
+
+def ours(folder: Path, data: Data, threads: int, number: int) -> tuple[float, int]:
+    """(seconds, tokens) of packing: from cleaned text on the disk to a dataset."""
+    place = folder / f"ours-{number}.partial"
+    place.mkdir()
+    settings = {"data": data.values(), "tokenizer": {}}
+    write_text(place / "plan.json", plan(settings, list(origins(data, Path()))).to_json())
+    work = open_with(OPENER, place)
+    work_here(work, "read", range(len(work.plan.units)), lambda unit: None)
+    work_here(work, "clean", range(len(work.parts)), lambda part: None)
+    settle(work)
+    write_text(place / "tokenizer.json", (folder / "tokenizer.json").read_text())
+    units = range(len(work.parts))
+    tokenizer = work.tokenizer
+    if threads == 1:
+        os.environ["RAYON_NUM_THREADS"] = "1"
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        began = time.perf_counter()
+        work_here(work, "pack", units, lambda part: None)
+        seconds = time.perf_counter() - began
+    else:
+        with Crew(place, threads, OPENER) as crew:
+            # The workers' start is no part of it: a large build starts them once.
+            crew.work("read", range(1), lambda unit: None)
+            began = time.perf_counter()
+            crew.work("pack", units, lambda part: None)
+            seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    with Writer(folder / f"ours-{number}", tokenizer) as writer:
+        dtype = token_dtype(tokenizer.vocab_size)
+        for part in units:
+            for split in SPLITS:
+                counts = work.result("pack", part)[split]
+                found = Packed.open(work.place("pack", part), split, counts, dtype)
+                writer.add_packed(split, work.origin(part)["source"], found)
+        dataset = writer.finish("ours")
+    tokens = dataset.train.tokens + dataset.held_out.tokens
+    return seconds + time.perf_counter() - began, tokens
+
+
+def speed(folder: Path, rounds: int) -> dict[str, object]:
+    paths = [str(SHARED / "pretrain" / name) for name in TEXTS]
+    texts = [document.text for document in documents(paths, Skipped())]
+    size = sum(len(text.encode()) for text in texts)
+    (folder / "texts.json").write_text(json.dumps(texts))
+    load_tokenizer(SHARED / "tokenizer/gpt2").save(folder / "tokenizer.json")
+    # Small parts, for two workers to share so small a corpus evenly.
+    parts.PART_BYTES = work_module.PART_BYTES = 1 << 20
+    data = Data(train=paths, held_out=0)
+    table: dict[str, object] = {"bytes": size}
+    number = 0
+    for threads in (1, 2):
+        found: dict[str, list[float]] = {"encode_batch": [], "encode_batch_fast": [], "ours": []}
+        for _ in range(rounds):
+            for method in ("encode_batch", "encode_batch_fast"):
+                found[method].append(peer(folder, method, threads)[0])
+            found["ours"].append(ours(folder, data, threads, number)[0])
+            number += 1
+        rates = {name: size / min(seconds) / 1e6 for name, seconds in found.items()}
+        table[f"{threads}"] = rates
+        print(
+            f"{threads} thread(s): "
+            + ", ".join(f"{name} {rate:.2f} MB/s" for name, rate in rates.items())
+            + f"; ours / encode_batch = {rates['ours'] / rates['encode_batch']:.3f}"
+        )
+    return table
+
+
+def corpus(file: Path, megabytes: int) -> None:
+    """JSON lines of about ``megabytes`` MB: lines of real tales in random order."""
+    lines: list[str] = []
+    for document in documents([str(SHARED / "pretrain" / TEXTS[0])], Skipped()):
+        lines += [line for line in document.text.splitlines() if line]
+    draw = random.Random(megabytes)
+    size = 0
+    with file.open("w") as out:
+        while size < megabytes * 1_000_000:
+            text = "\n".join(draw.choices(lines, k=draw.randint(2, 40)))
+            size += out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def memory(folder: Path, sizes: list[int]) -> list[dict[str, float]]:
+    rows = []
+    for megabytes in sizes:
+        file = folder / f"{megabytes}.jsonl"
+        corpus(file, megabytes)
+        config = folder / "c.toml"
+        config.write_text(f'[data]\ntrain = ["{file}"]\nworkers = 2\n')
+        out = folder / f"d{megabytes}"
+        command = [sys.executable, "-m", "flyweight", "data", "build", str(config), "--out", out]
+        began, peak, each = time.perf_counter(), 0, 0
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as build:
+            root = psutil.Process(build.pid)
+            while build.poll() is None:
+                try:
+                    tree = [root, *root.children(recursive=True)]
+                    resident = [process.memory_info().rss for process in tree]
+                except psutil.Error:
+                    continue
+                peak, each = max(peak, sum(resident)), max(each, *resident)
+                time.sleep(0.02)
+        seconds = time.perf_counter() - began
+        assert build.returncode == 0
+        row = {"megabytes": megabytes, "tree_mib": peak / 2**20, "process_mib": each / 2**20}
+        row["seconds"] = seconds
+        print(
+            f"{megabytes:5d} MB: peak of the tree {row['tree_mib']:.0f} MiB,"
+            f" of one process {row['process_mib']:.0f} MiB, {seconds:.1f} s"
+        )
+        rows.append(row)
+        file.unlink()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tables", nargs="*", default=["speed", "memory"])
+    parser.add_argument("--sizes", default="10,100,1000")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    results: dict[str, object] = {"machine": header()}
+    if RESULTS.exists():
+        results = {**json.loads(RESULTS.read_text()), **results}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if "speed" in arguments.tables:
+            results["speed"] = speed(folder, arguments.rounds)
+        if "memory" in arguments.tables:
+            results["memory"] = memory(folder, [int(n) for n in arguments.sizes.split(",")])
+    RESULTS.parent.mkdir(exist_ok=True)
+    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
