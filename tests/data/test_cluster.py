@@ -70,6 +70,7 @@ def test_datatroves_processes_build_the_same(tmp_path: Path) -> None:
     assert "b.jsonl, line 2: a list, not an object" in broken.stderr
 
 
+@pytest.mark.slow
 def test_slurms_job_does_the_units(tmp_path: Path) -> None:
     corpus(tmp_path)
     assert run(tmp_path, "here").returncode == 0
