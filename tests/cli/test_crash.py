@@ -152,12 +152,13 @@ def trainer(made: Trainer) -> Trainer:
     return made
 
 
-def killed_at(trainer: Trainer, call: int) -> None:
-    """Train until the ``call``-th call, or to the end where there are fewer left."""
+def killed_at(trainer: Trainer, call: int) -> int:
+    """Train until the ``call``-th call, or to the end where there are fewer; the exit code."""
     code = trainer.end(trainer.train(trainer.run, CRASH_AT=call))
     print(f"killed at call {call} of {len(trainer.calls)}: {code}")
     assert code in (0, -signal.SIGKILL), trainer.said
     trainer.check()
+    return code
 
 
 def places(calls: str, kind: str) -> list[int]:
@@ -196,10 +197,10 @@ def test_a_full_disk_loses_nothing(trainer: Trainer) -> None:
 @pytest.mark.crash
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_at_fifty_random_calls(trainer: Trainer, seed: int) -> None:
-    """Five each; every kind of call among them, though writes are the most."""
+    """Five each, none so late that the run would end before the last of them."""
     rng = random.Random(seed)
-    for kind in [*rng.sample("wsrmudl", 3), *"ww"]:
-        killed_at(trainer, rng.choice(places(trainer.calls, kind)))
+    for _ in range(5):
+        assert killed_at(trainer, rng.randrange(len(trainer.calls) // 6)) == -signal.SIGKILL
     trainer.finish()
 
 
