@@ -20,7 +20,8 @@ def train(
     """Train a model from a configuration, from raw text to checkpoints."""
     from flyweight.cli.run import finish, sampler, watched
     from flyweight.train.processes import joined
-    from flyweight.train.start import read_config, train_run
+    from flyweight.train.read_config import read_config
+    from flyweight.train.start import train_run
 
     with joined() as processes, watched(processes.leader) as (view, progress):
         values = processes.each(lambda: read_config(config, settings or []))

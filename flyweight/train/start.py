@@ -4,63 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
-
 from flyweight.data.build import Progress, build
 from flyweight.data.mix import inline
-from flyweight.data.paths import locate_cleaning
 from flyweight.data.shards import Dataset
 from flyweight.files.atomic import write_text
 from flyweight.files.index import entries, mend
 from flyweight.files.model_folder import write_model_folder
 from flyweight.files.run import RunFolder
 from flyweight.model.decoder import Decoder
-from flyweight.model.init import init_weights
-from flyweight.spec import toml
-from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
-from flyweight.spec.run import Distributed, RunSpec, Start
-from flyweight.text.tokenizer import byte_lengths
-from flyweight.train.calibrate import calibrate, count_flops
+from flyweight.spec.errors import CorruptFileError, FlyweightError
+from flyweight.spec.run import RunSpec
+from flyweight.train.calibrate import count_flops
 from flyweight.train.checkpoints import kept
 from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
-from flyweight.train.corruption import Sentinels
 from flyweight.train.data_worker import OPENER
-from flyweight.train.kernels import hand_in
-from flyweight.train.layout import HERE
-from flyweight.train.ledger import first_link, identity_of
+from flyweight.train.ledger import first_link
 from flyweight.train.loop import owes_sample, run_training
 from flyweight.train.machine import (
     environment,
-    matrix_peak,
     record_machine,
-    resolve_device,
-    resolve_precision,
 )
-from flyweight.train.memory import keep_freed_memory
-from flyweight.train.mixes import mixes
-from flyweight.train.optimizer import Optimizer
-from flyweight.train.origin import Origin, begin, from_start
+from flyweight.train.origin import Origin, from_start
+from flyweight.train.prepare import fresh_state, make_session, measured
 from flyweight.train.processes import ALONE, Processes
 from flyweight.train.session import Session
 from flyweight.train.sinks import check_sinks
-from flyweight.train.spikes import shrink_embedding_gradient
 from flyweight.train.state import WEIGHTS, TrainState
 from flyweight.train.view import View
-from flyweight.zoo import catalog
-
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-CHECKPOINTS = 4
 
 Sampler = Callable[[TrainState, RunFolder, View], None]
 
@@ -90,7 +68,7 @@ def train_run(
         spec, place = told
         dataset = processes.each(lambda: built[1] if built else Dataset.open(place))
         processes.agree({"dataset": dataset.fingerprint}, "the data")
-        spec, session = _measured(spec, dataset, view, processes)
+        spec, session = measured(spec, dataset, view, processes)
         processes.first(lambda: _begun(run, spec, session, dataset))
     except BaseException:
         # Nothing was trained: leave no half-made run that would block the name.
@@ -184,20 +162,11 @@ def resume_run(
         processes.first(run.sweep)
         check: Literal["size", "full"] = "full" if processes.leader else "size"
         dataset = processes.each(lambda: open_dataset(run, check))
-        session = _session(spec, dataset, view, processes)
+        session = make_session(spec, dataset, view, processes)
         here = environment(processes.size)
         newest = max(run.steps(), default=0)
         processes.first(lambda: record_machine(run.environment, here, newest))
         return _go(run, spec, session, dataset, view, sampler)
-
-
-def prepare(spec: RunSpec, dataset: Dataset, view: View) -> tuple[Session, TrainState]:
-    """What a run's steps need, and its state as it was before the first one (the weights that it
-    started from apart)."""
-    session = _session(spec, dataset, view)
-    state = _fresh_state(spec, dataset, session.device)
-    state.chain = first_link(spec, dataset.fingerprint, session.order)
-    return session, state
 
 
 def open_dataset(run: RunFolder, check: Literal["size", "full"] = "size") -> Dataset:
@@ -234,7 +203,7 @@ def _go(
     steps = processes.told(run.steps())
     start = spec.start if not steps else None
     state = processes.each(
-        lambda: _fresh_state(spec, dataset, session.device, processes, start, view.notice)
+        lambda: fresh_state(spec, dataset, session.device, processes, start, view.notice)
     )
     state.chain = first_link(spec, dataset.fingerprint, session.order)
     if steps:
@@ -292,104 +261,6 @@ def _disk_error(error: OSError, run: RunFolder) -> FlyweightError:
     )
 
 
-def _fresh_state(
-    spec: RunSpec,
-    dataset: Dataset,
-    device: str,
-    processes: Processes = ALONE,
-    start: Start | None = None,
-    notice: Callable[[str], None] = print,
-) -> TrainState:
-    """The state before step 1; with ``start``, its weights for the random ones."""
-    model = Decoder(spec.model)
-    init_weights(model, spec.seed)
-    if model.slots is not None:
-        model.slots.spell(dataset.tokenizer)
-    if start is not None:
-        begin(model, start, notice)
-    layout = HERE
-    if processes.size > 1:
-        from flyweight.train.distributed import Sharded
-
-        layout = Sharded(model, spec.distributed or Distributed(), processes)
-    model.to(device)
-    if spec.train.embedding_gradient != 1.0:
-        shrink_embedding_gradient(model, spec.train.embedding_gradient)
-    identity = {"configuration (run.toml)": identity_of(spec), "dataset": dataset.fingerprint}
-    return TrainState(model, Optimizer(spec.train.optimizer, model, layout), identity)
-
-
-def _session(spec: RunSpec, dataset: Dataset, view: View, processes: Processes = ALONE) -> Session:
-    train = spec.train
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(train.threads or torch.get_num_threads())
-    keep_freed_memory()
-    hand_in()
-    if train.threads and train.threads > cores:
-        view.notice(f"train.threads = {train.threads}, but this machine has {cores} cores")
-    device = resolve_device(train)
-    dtype = DTYPES[train.precision] if train.precision != "auto" else torch.float32
-    # The sentinels of spans are ids without bytes.
-    lengths = byte_lengths(dataset.tokenizer)
-    more = max(0, spec.model.vocab_size - len(lengths))
-    spans = train.objective.spans
-    tensor = 1 if spec.distributed is None else spec.distributed.tensor
-    arranged = processes.each(lambda: processes.arranged(tensor, device))
-    processes.each(lambda: arranged.rows(train.batch_tokens // train.context))
-    main, decay = mixes(spec, dataset)
-    return Session(
-        train,
-        main,
-        np.concatenate((lengths, np.zeros(more, lengths.dtype))),
-        dtype,
-        device,
-        view,
-        peak=matrix_peak(dtype, device),
-        decay_batches=decay,
-        sentinels=Sentinels.of(dataset.tokenizer, spec.model.vocab_size, spans.most)
-        if spans
-        else None,
-        processes=arranged,
-    )
-
-
-def _measured(
-    spec: RunSpec, dataset: Dataset, view: View, processes: Processes
-) -> tuple[RunSpec, Session]:
-    """Fix threads, precision, steps and compiling, by measurement where they were left open."""
-    began = time.perf_counter()
-    train = spec.train
-    threads = train.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    device = resolve_device(train)
-    fixed: dict[str, Any] = {
-        "threads": threads,
-        "device": device,
-        "precision": resolve_precision(train, device),
-    }
-    spec = processes.told(_with_train(spec, fixed))
-    session = _session(spec, dataset, view, processes)
-    scratch = processes.each(lambda: _fresh_state(spec, dataset, device, session.processes))
-    steps, compiled = calibrate(scratch, session, time.perf_counter() - began)
-    filled: dict[str, Any] = {"steps": steps, "compile": compiled, "minutes": None, "tokens": None}
-    if not spec.train.checkpoint.scheduled:
-        checkpoint = {**spec.train.checkpoint.values(), "every": max(1, -(-steps // CHECKPOINTS))}
-        filled["checkpoint"] = checkpoint
-    if spec.train.sample_every is None:
-        filled["sample_every"] = max(1, steps // 6)
-    spec = _with_train(spec, filled)
-    if late := [step for step in spec.train.checkpoint.at if step > steps]:
-        view.notice(f"checkpoint.at = {late}: the run ends before, at step {steps}")
-    main, decay = mixes(spec, dataset)
-    return spec, replace(session, train=spec.train, batches=main, decay_batches=decay)
-
-
-def _with_train(spec: RunSpec, changes: dict[str, Any]) -> RunSpec:
-    train = {**spec.train.values(), **changes}
-    train = {key: value for key, value in train.items() if value is not None}
-    return RunSpec.parse({**spec.values(), "train": train})
-
-
 def _refuse_existing(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise FlyweightError(f"{out} is a file; choose a folder with --out")
@@ -403,65 +274,3 @@ def _refuse_existing(out: Path) -> None:
             f"{out} exists already, is not empty and holds no run that was begun;"
             " choose another folder with --out, or empty it"
         )
-
-
-def read_config(path: Path, settings: list[str]) -> dict[str, Any]:
-    """A run's TOML with dotted overrides laid on.
-
-    Relative paths in the file are relative to the file's folder, those in overrides to the
-    working directory. All become absolute, so that run.toml means the same wherever it is read.
-    """
-    values = toml.read(path)
-    absolute_paths(values, path.parent.absolute())
-    values = toml.override(values, settings)
-    absolute_paths(values, Path.cwd())
-    values.setdefault("name", path.stem)
-    return values
-
-
-def absolute_paths(values: dict[str, Any], folder: Path) -> None:
-    """Make the paths in a run's tables absolute, in place; relative ones are below ``folder``."""
-    data, text = values.get("data"), values.get("text")
-    if isinstance(data, dict):
-        for key in ("train", "held_out"):
-            if isinstance(data.get(key), list):
-                data[key] = [_absolute(folder, item) for item in data[key]]
-        locate_cleaning(data, folder)
-        sources = data.get("sources")
-        mix = data.get("mix")
-        while isinstance(mix, dict):
-            if isinstance(mix.get("file"), str):
-                mix["file"] = _absolute(folder, mix["file"])
-            mix = mix.get("decay")
-        for source in sources.values() if isinstance(sources, dict) else ():
-            if isinstance(source, dict) and isinstance(source.get("paths"), list):
-                source["paths"] = [_absolute(folder, item) for item in source["paths"]]
-    if isinstance(text, dict):
-        tokenizer = text.get("tokenizer")
-        if isinstance(tokenizer, str) and tokenizer not in ("bytes", "bpe", "unigram"):
-            text["tokenizer"] = _absolute(folder, tokenizer)
-        elif isinstance(tokenizer, dict) and isinstance(tokenizer.get("path"), str):
-            text["tokenizer"] = {**tokenizer, "path": _absolute(folder, tokenizer["path"])}
-    for table, key in (("model", "start"), ("start", "model")):
-        tables = values.get(table)
-        if isinstance(tables, dict) and isinstance(tables.get(key), str):
-            # A name of the zoo stays one, to be refused as what it is.
-            if (folder / tables[key]).exists() or tables[key] not in catalog.names():
-                tables[key] = _absolute(folder, tables[key])
-
-
-def _absolute(folder: Path, item: Any) -> Any:
-    if not isinstance(item, str):
-        raise ConfigurationError(f"data lists file names; {item!r} is none")
-    return item if item == "-" else str(folder / Path(item).expanduser())
-
-
-__all__ = [
-    "absolute_paths",
-    "open_dataset",
-    "prepare",
-    "read_config",
-    "resume_run",
-    "train_run",
-    "write_model",
-]

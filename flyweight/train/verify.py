@@ -20,8 +20,8 @@ from flyweight.train.audit import Audit, Finding, as_json, audit, check_beginnin
 from flyweight.train.ledger import TIMES
 from flyweight.train.loop import take_step
 from flyweight.train.machine import difference, environment, machines_of
+from flyweight.train.prepare import prepare
 from flyweight.train.session import Session
-from flyweight.train.start import prepare
 from flyweight.train.state import TrainState
 from flyweight.train.view import View
 
