@@ -298,7 +298,9 @@ def _check(data: run.Data) -> None:
     if data.mix is not None:
         check_names(data.mix, [*data.train, *data.sources] or [STANDARD_LIBRARY])
     if data.held_out == 1:
-        raise ConfigurationError("data.held_out = 1 leaves nothing to train on; 0.1 is usual")
+        raise ConfigurationError(
+            f"data.held_out = {data.held_out} leaves nothing to train on; 0.1 is usual"
+        )
 
 
 def _drawn(text: str) -> float:

@@ -99,22 +99,24 @@ def _dotted(path: list[str | int]) -> str:
 def _near(
     root: type[BaseModel], tables: list[type[BaseModel]], path: list[str | int], where: str
 ) -> str:
-    """A hint: the nearest key of the same table, else the same key where it does belong."""
+    """A hint: the same key where it does belong, else the nearest one of the same table."""
     key, table = str(path[-1]), [where, *path[:-1]]
     known = sorted({name for t in tables for name in t.model_fields})
-    if close := difflib.get_close_matches(key, known, n=1, cutoff=_CLOSE):
-        return f"; did you mean `{_dotted([*table, close[0]])}`?"
     elsewhere = (found for found in _all_keys(root) if found[-1] == key)
     if belongs := next(elsewhere, None):
         return f"; did you mean `{_dotted([where, *belongs])}`?"
+    if close := difflib.get_close_matches(key, known, n=1, cutoff=_CLOSE):
+        return f"; did you mean `{_dotted([*table, close[0]])}`?"
     return nearest(key, known)
 
 
-def _all_keys(table: type[BaseModel]) -> Iterator[list[str]]:
+def _all_keys(table: type[BaseModel], *above: type[BaseModel]) -> Iterator[list[str]]:
+    """The paths of all keys; of a table within itself (a mix's decay), once."""
     for name, field in table.model_fields.items():
         yield [name]
         for inner in _tables_in(field.annotation):
-            yield from ([name, *path] for path in _all_keys(inner))
+            if inner is not table and inner not in above:
+                yield from ([name, *path] for path in _all_keys(inner, table, *above))
 
 
 def _tables_in(annotation: Any) -> list[type[BaseModel]]:

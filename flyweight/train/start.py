@@ -73,7 +73,7 @@ def train_run(
     except BaseException:
         # Nothing was trained: leave no half-made run that would block the name.
         if processes.leader and not run.config.exists():
-            for folder in ("dataset", "checkpoints"):
+            for folder in ("dataset", "dataset.partial", "checkpoints"):
                 shutil.rmtree(out / folder, ignore_errors=True)
             for file in ("data.json", "environment.json"):
                 (out / file).unlink(missing_ok=True)

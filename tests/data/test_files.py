@@ -147,9 +147,8 @@ def test_standard_input_is_a_source(tmp_path: Path) -> None:
     )
     out = tmp_path / "d"
     build = [sys.executable, "-m", "flyweight", "data", "build", str(tmp_path / "c.toml")]
-    nothing = subprocess.run(
-        [*build, "--out", str(out)], input=b"", capture_output=True, check=False
-    )
+    build += ["--out", str(out)]
+    nothing = subprocess.run(build, input=b"", capture_output=True, check=False)
     assert nothing.returncode == 1
     assert b"nothing comes from there" in nothing.stderr
     subprocess.run(build, input=lines, check=True)

@@ -351,3 +351,9 @@ def test_a_spec_is_immutable_and_tells_its_derived_sizes() -> None:
     assert spec.embedding_width == 12
     with pytest.raises(ValueError, match="frozen"):
         spec.width = 5  # type: ignore[misc]
+
+
+def test_a_key_like_no_other_is_refused_with_those_there_are() -> None:
+    """Though a run's tables hold one that may hold itself (a mix and its decay)."""
+    (line,) = refusal(RunSpec, {"model": SMALL, "train": {"zzqqxx": 1}}).splitlines()
+    assert line.startswith("unknown key `train.zzqqxx`; known: batch_tokens, ")
