@@ -42,7 +42,7 @@ def check_normalised(model: Scorer, text: str) -> None:
 def main() -> None:
     run, held_out, threads = sys.argv[1:]
     pairs: list[tuple[str, str]] = json.loads(Path(held_out).read_text(encoding="utf-8"))
-    model = flyweight.load(run, threads=int(threads))
+    model = flyweight.load(run, threads=int(threads), engine="torch")
     longest = max((text for _, text in pairs if text.isascii()), key=len)
     check_causal(model, longest)
     check_normalised(model, longest)
