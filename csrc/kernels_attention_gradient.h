@@ -330,7 +330,9 @@ class AttentionGradientKernel {
     using L = Lanes;
     const int64_t at = r % kGradientStrip * kGradientBlock + c;
     const F lse = L::load(lse_ + q + c);
-    F p = exponential_below(L::sub(L::mul(L::load(scores_ + at), L::set(g_.scale)), lse));
+    // No more than 1 where the query sees the key; elsewhere e^x might be infinite, times 0.
+    const F below = L::sub(L::mul(L::load(scores_ + at), L::set(g_.scale)), lse);
+    F p = exponential_below(L::min(L::set(0.0f), below));
     if (g_.mask || q + c < k + r) p = L::mul(p, seen(sequence, k + r, q + c));
     const F ds = L::mul(L::mul(p, L::set(g_.scale)), L::sub(L::load(products_ + at), L::load(delta_ + q + c)));
     L::store_bf16(p_ + r * kGradientBlock + c, p);

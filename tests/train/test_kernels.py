@@ -118,6 +118,19 @@ def test_large_scores_lose_no_more() -> None:
     assert all(a < 3 * b + 0.01 for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("kind", [None, documents])
+def test_a_key_that_is_not_seen_may_have_any_score(
+    kind: Callable[[int, int], Tensor] | None,
+) -> None:
+    values, grad = leaves(4, 2, 2, 2, 150, 64)
+    values[0] = values[0] * 50  # e^score is beyond float32 for many a later key
+    mask = None if kind is None else kind(150, 70)
+    truth = gradients(values, grad, mask, torch.float64, ours=False)
+    theirs = far(gradients(values, grad, mask, torch.bfloat16, ours=False), truth)
+    ours = far(gradients(values, grad, mask, torch.bfloat16, ours=True), truth)
+    assert all(a < 3 * b + 0.01 for a, b in zip(ours, theirs, strict=True))
+
+
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     values, grad = leaves(1, 3, 4, 2, 257, 32)
     before, found = torch.get_num_threads(), []
