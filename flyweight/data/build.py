@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from flyweight.data.clean import fingerprint
 from flyweight.data.cluster import work_on_cluster
@@ -77,8 +77,8 @@ def build(
     if tokenizer.kind == "file":
         require_eot(load_tokenizer(tokenizer.path or ""))
     with _workplace(out, restart) as folder:
-        builder = _Builder(folder, data, tokenizer, base or Path(), progress, opener)
-        dataset = builder.build(out)
+        with _Builder(folder, data, tokenizer, base or Path(), progress, opener) as builder:
+            dataset = builder.build(out)
         shutil.rmtree(folder, ignore_errors=True)
     return dataset
 
@@ -97,8 +97,9 @@ def dry_run(
     place = out.with_name(f"{out.name}.dry-run")
     with _workplace(place, restart=True) as folder:
         try:
-            builder = _Builder(folder, data, run.Tokenizer(), base or Path(), progress, opener)
-            return builder.prepare()[0]
+            made = _Builder(folder, data, run.Tokenizer(), base or Path(), progress, opener)
+            with made as builder:
+                return builder.prepare()[0]
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -119,6 +120,13 @@ class _Builder:
         self._progress = progress or (lambda stage, done, total: None)
         self._opener = opener
         self._work = open_with(opener, folder)
+        self._crew: Crew | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._dismiss()
 
     def build(self, out: Path) -> Dataset:
         report, settled = self.prepare()
@@ -127,22 +135,28 @@ class _Builder:
             tokenizer = self._tokenizer(settled)
         require_eot(tokenizer)
         total = sum(settled.bytes)
-        done = 0
-
-        def packed(part: int) -> None:
-            nonlocal done
-            done += sum(work.result("pack", part)[split]["bytes"] for split in SPLITS)
-            self._progress("encode", done, total)
-
-        self._do("pack", range(len(work.parts)), packed)
+        done = joined = 0
+        waiting: set[int] = set()
         dtype = token_dtype(tokenizer.vocab_size)
-        with Writer(out, tokenizer, folder=work.folder / "dataset") as writer:
-            for split in SPLITS:
-                for part in range(len(work.parts)):
-                    counts = work.result("pack", part)[split]
-                    found = Packed.open(work.place("pack", part), split, counts, dtype)
-                    if counts["documents"]:
-                        writer.add_packed(split, work.origin(part)["source"], found)
+        with Writer(out, tokenizer, folder=work.folder / "dataset", kept=KEPT) as writer:
+
+            def packed(part: int) -> None:
+                nonlocal done, joined
+                waiting.add(part)
+                # The shards grow while others pack.
+                while joined in waiting:
+                    waiting.remove(joined)
+                    result = work.result("pack", joined)
+                    for split in SPLITS:
+                        if result[split]["documents"]:
+                            place = work.place("pack", joined)
+                            found = Packed.open(place, split, result[split], dtype)
+                            writer.add_packed(split, work.origin(joined)["source"], found)
+                        done += result[split]["bytes"]
+                    joined += 1
+                self._progress("encode", done, total)
+
+            self._do("pack", range(len(work.parts)), packed)
             writer.write("report.md", report.markdown(out.name))
             if (found_items := report.contamination()) is not None:
                 writer.write("contamination.jsonl", found_items)
@@ -215,7 +229,9 @@ class _Builder:
         for unit in units:
             if any(str(piece.path) in changed for piece in work.plan.units[unit].pieces):
                 work.undo("read", unit)
+        # Whoever reads again must look again.
         work.__dict__.pop("left_out", None)
+        self._dismiss()
         return True
 
     def _require_text(self) -> None:
@@ -278,8 +294,13 @@ class _Builder:
         elif count <= 1:
             work_here(work, stage, left, done)
         else:
-            with Crew(work.folder, count, self._opener) as crew:
-                crew.work(stage, left, done)
+            self._crew = self._crew or Crew(work.folder, self._count(), self._opener)
+            self._crew.work(stage, left, done)
+
+    def _dismiss(self) -> None:
+        if self._crew is not None:
+            self._crew.close()
+        self._crew = None
 
     def _count(self) -> int:
         size = sum(size for size, _ in self._work.plan.stamps.values())
@@ -312,21 +333,30 @@ def _drawn(text: str) -> float:
 def _workplace(out: Path, restart: bool) -> Iterator[Path]:
     """The folder OUT.partial, for this build alone."""
     folder = out.with_name(out.name + PARTIAL)
+    made = [folder, *(above for above in folder.parents if not above.exists())]
     with disk_errors(out):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
+    mine = False
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The build before may have removed what was opened here.
+            mine = os.path.samestat(os.fstat(lock), folder.stat())
         except OSError:
+            pass
+        if not mine:
             raise FlyweightError(f"another build is at work in {folder}; let it end") from None
         if restart:
             for entry in folder.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         yield folder
     finally:
+        # What holds nothing is not left behind: no work folder, and no folder made for it.
         with contextlib.suppress(OSError):
-            folder.rmdir()  # where nothing was begun
+            for place in made if mine else ():
+                with contextlib.suppress(FileNotFoundError):
+                    place.rmdir()
         os.close(lock)
 
 

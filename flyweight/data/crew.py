@@ -92,10 +92,8 @@ class Crew:
         if failures:
             raise failures[min(failures)]
 
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the processes, whatever they are at."""
         for process in self._processes:
             process.kill()
         for process in self._processes:

@@ -21,6 +21,11 @@ class Document:
     source: str
 
 
+def printable(name: str) -> str:
+    """``name`` as text: what is no character, in a file's name or an id, is spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass
 class Skipped:
     """What was not read, counted by reason, with the first few names of each; and how many texts

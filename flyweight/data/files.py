@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from flyweight.data.document import printable
 from flyweight.spec.errors import FlyweightError
 
 _IGNORED_FOLDERS = {"__pycache__", "node_modules"}
@@ -37,7 +38,7 @@ def find(path: str, base: Path, ignore: Sequence[str] = ()) -> tuple[list[Found]
     if here.is_dir():
         return list(walk(here, _Ignored.above(here, ignore))), False
     if os.path.lexists(here):
-        return [Found(here, here.name)], True
+        return [Found(here, printable(here.name))], True
     if not glob.has_magic(path):
         raise FlyweightError(f"no such file or folder: {path}")
     parts = here.parts
@@ -70,7 +71,7 @@ def walk(
         folder = entry.is_dir(follow_symlinks=False)
         if not _matches(parts, pattern, below=folder) or (ignored and ignored.has(path, folder)):
             continue
-        name = "/".join(parts)
+        name = printable("/".join(parts))
         link = not folder and entry.is_symlink() and path.is_dir()
         if link and not (pattern and "**" not in pattern and len(parts) == len(pattern)):
             yield Found(path, name, "a link to a folder, not followed")

@@ -14,8 +14,6 @@ from typing import IO, Self
 
 from flyweight.data.document import Document
 
-PART_BYTES = 16 << 20
-
 
 class PartWriter:
     """Writes a part under temporary names, and puts it in its place when all went well."""

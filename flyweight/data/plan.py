@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,9 +20,21 @@ from flyweight.data.sources import Origin
 from flyweight.data.unpack import PACKED
 from flyweight.spec.errors import CorruptFileError
 
+# What a worker reads at a time, and what it cleans and packs at a time: at most so many bytes,
+# and less where the whole is small, for the workers to share it evenly.
 UNIT_BYTES = 32 << 20
+PART_BYTES = 16 << 20
+_SHARES = 64
+_LEAST_PART = 1 << 20
 # What packed text takes, against what it unpacks to.
 _PACKING = 4
+
+
+# Rows of a library's own, whose text nobody has counted.
+_WITHOUT_SIZE = ("saved", "hub")
+
+# path -> (size, time of change in ns)
+Stamps = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +48,14 @@ class Unit:
 @dataclass(frozen=True)
 class Plan:
     """``settings``: what decides the dataset besides the files; ``stamps``: (size, time of change
-    in ns) of every file, for a source must not change while it is read."""
+    in ns) of every file, for a source must not change while it is read; ``part_bytes``: from that
+    size on a part of the documents read is full."""
 
     settings: dict[str, Any]
     origins: list[dict[str, Any]]
     units: list[Unit]
-    stamps: dict[str, tuple[int, int]]
+    stamps: Stamps
+    part_bytes: int
 
     @property
     def digest(self) -> str:
@@ -56,8 +71,10 @@ class Plan:
             "origins": self.origins,
             "stamps": self.stamps,
             "units": units,
+            "part_bytes": self.part_bytes,
         }
-        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+        # In ASCII: a file's name may hold what is no UTF-8.
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -70,16 +87,19 @@ class Plan:
             for unit in values["units"]
         ]
         stamps = {path: (size, time) for path, (size, time) in values["stamps"].items()}
-        return cls(values["settings"], values["origins"], units, stamps)
+        return cls(values["settings"], values["origins"], units, stamps, values["part_bytes"])
 
 
 def plan(settings: dict[str, Any], origins: list[Origin]) -> Plan:
     """Group the pieces of each origin into units of some megabytes; large files of JSON lines and
     of Parquet are cut between lines and between row groups."""
+    paths = {str(piece.path): piece.path for origin in origins for piece in origin.pieces}
+    stamps = {name: stamp for name, path in paths.items() if (stamp := stamp_of(path))}
+    part_bytes = _part_bytes(origins, stamps)
     units = [
         Unit(number, tuple(pieces))
         for number, origin in enumerate(origins)
-        for pieces in _grouped(origin.pieces)
+        for pieces in _grouped(origin.pieces, stamps, min(UNIT_BYTES, 2 * part_bytes))
     ]
     described = [
         {
@@ -91,9 +111,7 @@ def plan(settings: dict[str, Any], origins: list[Origin]) -> Plan:
         }
         for origin in origins
     ]
-    paths = {str(piece.path): piece.path for origin in origins for piece in origin.pieces}
-    stamps = {name: stamp for name, path in paths.items() if (stamp := stamp_of(path))}
-    return Plan(settings, described, units, stamps)
+    return Plan(settings, described, units, stamps, part_bytes)
 
 
 def stamp_of(path: Path) -> tuple[int, int] | None:
@@ -102,15 +120,29 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
         status = path.stat()
     except OSError:
         return None
-    return (status.st_size, status.st_mtime_ns) if path.is_file() else None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
-def _grouped(pieces: list[Piece]) -> Iterator[list[Piece]]:
+def _part_bytes(origins: list[Origin], stamps: Stamps) -> int:
+    pieces = [piece for origin in origins for piece in origin.pieces]
+    if any(piece.kind in _WITHOUT_SIZE for piece in pieces):
+        return PART_BYTES
+    whole = sum(_text_bytes(piece, stamps) for piece in pieces)
+    return min(PART_BYTES, max(_LEAST_PART, whole // _SHARES))
+
+
+def _text_bytes(piece: Piece, stamps: Stamps) -> int:
+    """About how much text a file holds."""
+    size, _ = stamps.get(str(piece.path), (0, 0))
+    return size * (_PACKING if piece.path.suffix.lower() in PACKED else 1)
+
+
+def _grouped(pieces: list[Piece], stamps: Stamps, limit: int) -> Iterator[list[Piece]]:
     group: list[Piece] = []
     size = 0
     for whole in pieces:
-        for piece, weight in _cut(whole):
-            if group and size + weight > UNIT_BYTES:
+        for piece, weight in _cut(whole, stamps, limit):
+            if group and size + weight > limit:
                 yield group
                 group, size = [], 0
             group.append(piece)
@@ -119,29 +151,29 @@ def _grouped(pieces: list[Piece]) -> Iterator[list[Piece]]:
         yield group
 
 
-def _cut(piece: Piece) -> Iterator[tuple[Piece, int]]:
+def _cut(piece: Piece, stamps: Stamps, limit: int) -> Iterator[tuple[Piece, int]]:
     """The parts of a file that can be read apart, and about how many bytes of text each has."""
-    stamp = stamp_of(piece.path)
-    size = stamp[0] if stamp else 0
+    size = _text_bytes(piece, stamps)
     packed = piece.path.suffix.lower() in PACKED
-    if piece.kind in ("saved", "hub"):
-        yield piece, UNIT_BYTES
-    elif piece.kind == "jsonl" and not packed and size > UNIT_BYTES:
-        for start, stop, first in _line_ranges(piece.path, size):
+    if piece.kind in _WITHOUT_SIZE:
+        yield piece, limit
+    elif piece.kind == "jsonl" and not packed and size > limit:
+        for start, stop, first in _line_ranges(piece.path, limit):
             yield replace(piece, start=start, stop=stop, first=first), stop - start
     elif piece.kind == "parquet" and size:
         yield from _row_groups(piece)
     else:
-        yield piece, size * (_PACKING if packed else 1)
+        yield piece, size
 
 
-def _line_ranges(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, number of its first line) of stretches of about UNIT_BYTES, cut at lines."""
+def _line_ranges(path: Path, limit: int) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, number of its first line) of stretches of about ``limit`` bytes, cut at
+    lines."""
     start, first, at, line = 0, 1, 0, 1
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             inside = 0
-            if at + len(chunk) - start >= UNIT_BYTES:
+            if at + len(chunk) - start >= limit:
                 inside = chunk.find(b"\n") + 1
             if inside:
                 line += 1

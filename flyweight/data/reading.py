@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
 
 from flyweight.data.document import Document, Skipped
@@ -12,6 +13,7 @@ from flyweight.data.saved import read_hub, read_saved
 from flyweight.data.texts import read_html, read_text
 from flyweight.spec.errors import FlyweightError
 
+_READ = (stat.S_IFREG, stat.S_IFDIR)
 _READERS: dict[str, Callable[[Piece, Skipped], Iterator[Document]]] = {
     "text": read_text,
     "html": read_html,
@@ -31,8 +33,8 @@ def read(piece: Piece, skipped: Skipped) -> Iterator[Document]:
     """
     path = piece.path
     try:
-        odd = not (path.is_file() or path.is_dir() or path.is_symlink())
-        if odd and piece.kind != "hub":
+        # A pipe or a device may never end, behind a link too.
+        if piece.kind != "hub" and stat.S_IFMT(path.stat().st_mode) not in _READ:
             skipped.add("no regular file", piece.name)
         else:
             yield from _READERS[piece.kind](piece, skipped)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flyweight.data.document import Document, Skipped
+from flyweight.data.document import Document, Skipped, printable
 from flyweight.data.piece import Piece, too_long
 from flyweight.data.unpack import BrokenError, chunks, inner_name, lines
 from flyweight.spec.errors import CorruptFileError, FlyweightError
@@ -77,7 +77,7 @@ def row_document(
         too_long(piece, skipped, where, name)
         return
     named = isinstance(id, (str, int)) and id != ""
-    yield Document(str(id) if named else name, text, piece.source)
+    yield Document(printable(str(id)) if named else name, text, piece.source)
 
 
 def read_csv(piece: Piece, skipped: Skipped) -> Iterator[Document]:

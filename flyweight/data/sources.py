@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flyweight.data.document import Document, Skipped
+from flyweight.data.document import Document, Skipped, printable
 from flyweight.data.files import Found, find, walk
 from flyweight.data.piece import Piece, kind_of
 from flyweight.data.reading import read
@@ -98,13 +98,13 @@ def origin(
         pieces = saved_pieces(name, source, path, base, data.longest_document)
         return Origin(name, path, held_out, pieces)
     found, alone = find(path, base, source.ignore)
-    made = Origin(name, path, held_out)
+    made = Origin(printable(name), printable(path), held_out)
     for file in found:
         if file.why:
             made.passed.add(file.why, file.name)
         else:
             kind = kind_of(file.path) if source.format == "auto" else source.format
-            made.pieces.append(_piece(file, name, source, data, kind, alone))
+            made.pieces.append(_piece(file, made.source, source, data, kind, alone))
     if not made.files:
         raise nothing_in(name, path, 0, Counter())
     return made

@@ -28,7 +28,7 @@ from flyweight.data.decontaminate import Decontaminator
 from flyweight.data.document import Document, Skipped
 from flyweight.data.near import signatures
 from flyweight.data.packed import PackedWriter
-from flyweight.data.parts import PART_BYTES, PartWriter, read_part, remove_part
+from flyweight.data.parts import PartWriter, read_part, remove_part
 from flyweight.data.plan import Plan, stamp_of
 from flyweight.data.reading import read
 from flyweight.data.shards import SPLITS, Entry
@@ -104,7 +104,8 @@ class Work:
         return found
 
     def _finish(self, stage: str, number: int, result: dict[str, Any]) -> None:
-        text = json.dumps(result, ensure_ascii=False, sort_keys=True)
+        # In ASCII: a file's name may hold what is no UTF-8.
+        text = json.dumps(result, sort_keys=True)
         write_text(self.place(stage, number).with_suffix(".json"), text)
 
     def undo(self, stage: str, number: int) -> None:
@@ -135,7 +136,7 @@ class Work:
         document = next(documents, None)
         while document is not None:
             with PartWriter(self._raw(number, parts)) as part:
-                while document is not None and part.bytes < PART_BYTES:
+                while document is not None and part.bytes < self.plan.part_bytes:
                     part.add(document.name, document.text.encode())
                     document = next(documents, None)
             parts += 1

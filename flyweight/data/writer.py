@@ -31,6 +31,7 @@ from flyweight.text.tokenizer import Tokenizer, token_dtype
 
 SHARD_TOKENS = 64 << 20
 _PIECE = 1 << 20
+NOTHING_KEPT = "nothing was left behind"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -41,7 +42,8 @@ class Writer:
         writer.add("train", entry, ids)
         dataset = writer.finish("name", notes={...})
 
-    ``folder``: where it is written until it is whole.
+    ``folder``: where it is written until it is whole. ``kept``: what an error of the disk says
+    of the work that led here.
     """
 
     def __init__(
@@ -50,9 +52,11 @@ class Writer:
         tokenizer: Tokenizer,
         shard_tokens: int = SHARD_TOKENS,
         folder: Path | None = None,
+        kept: str = NOTHING_KEPT,
     ) -> None:
         self._out = Path(out).expanduser()
         self._folder = folder or self._out.with_name(f".{self._out.name}.{os.getpid()}.partial")
+        self._kept = kept
         self._tokenizer = tokenizer
         self._eot = require_eot(tokenizer)
         self._dtype = token_dtype(tokenizer.vocab_size)
@@ -63,7 +67,7 @@ class Writer:
 
     def __enter__(self) -> Self:
         refuse_other(self._out)
-        with disk_errors(self._out):
+        with disk_errors(self._out, self._kept):
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
         return self
@@ -86,7 +90,7 @@ class Writer:
         counts = self._sources.setdefault(source, {"documents": 0, "bytes": 0})
         counts["documents"] += len(packed.starts)
         counts["bytes"] += packed.bytes
-        with disk_errors(self._out):
+        with disk_errors(self._out, self._kept):
             self._splits[split].add(source, packed)
 
     def finish(self, name: str, notes: dict[str, Any] | None = None) -> Dataset:
@@ -95,7 +99,7 @@ class Writer:
         A dataset of equal fingerprint that is there already is opened instead; another one raises
         FlyweightError and stays as it is.
         """
-        with disk_errors(self._out):
+        with disk_errors(self._out, self._kept):
             record = self._record(name) | (notes or {})
             if is_dataset(self._out):
                 existing = Dataset.open(self._out)
@@ -115,7 +119,7 @@ class Writer:
 
     def write(self, name: str, text: str) -> None:
         """A file beside the shards that says something of the dataset."""
-        with disk_errors(self._out):
+        with disk_errors(self._out, self._kept):
             _write(self._folder / name, text.encode("utf-8"))
 
     def _record(self, name: str) -> dict[str, Any]:
@@ -274,7 +278,7 @@ def _sync(stream: Any) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(out: Path, kept: str = "nothing was left behind") -> Iterator[None]:
+def disk_errors(out: Path, kept: str = NOTHING_KEPT) -> Iterator[None]:
     """Turns an OSError while writing into one FlyweightError that names the dataset."""
     try:
         yield

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from flyweight.cli.main import main
-from flyweight.data import parts, plan
+from flyweight.data import plan
 from flyweight.data.shards import Dataset, is_dataset
 
 # Small parts, so that a small corpus has many; for the worker processes too.
 SMALL = """
 import runpy, sys
-from flyweight.data import parts, plan, work
+from flyweight.data import plan
 plan.UNIT_BYTES = 40_000
-parts.PART_BYTES = work.PART_BYTES = 20_000
+plan.PART_BYTES = 20_000
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 
@@ -108,7 +108,7 @@ def test_an_unfinished_build_of_other_input_is_not_gone_on_with(
     corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "UNIT_BYTES", 40_000)
-    monkeypatch.setattr(parts, "PART_BYTES", 20_000)
+    monkeypatch.setattr(plan, "PART_BYTES", 20_000)
     build = ["data", "build", str(corpus / "c.toml"), "--out", str(corpus / "d")]
     build.append("text.tokenizer=bytes")
     lines = (corpus / "web.jsonl").read_text().splitlines()
@@ -130,7 +130,7 @@ def test_an_unfinished_build_of_other_input_is_not_gone_on_with(
 
 
 def test_a_dry_run_reports_and_leaves_nothing(
-    corpus: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(corpus.iterdir())
     build = ["data", "build", str(corpus / "c.toml"), "--out", str(corpus / "d"), "--dry-run"]
@@ -143,3 +143,6 @@ def test_a_dry_run_reports_and_leaves_nothing(
     assert main(build) == 0
     assert "| web | 900 |" in capsys.readouterr().out
     assert sorted(corpus.iterdir()) == before
+    monkeypatch.chdir(corpus)
+    assert main(["data", "build", "c.toml", "--dry-run"]) == 0
+    assert sorted(corpus.iterdir()) == before, "nor the folder for datasets"
