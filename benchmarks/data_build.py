@@ -3,10 +3,11 @@
     python benchmarks/data_build.py [speed] [memory] [--sizes 10,100,1000] [--rounds 3]
 
 Speed: the same texts through `tokenizers`' encode_batch (and encode_batch_fast, which leaves out
-the offsets) and through a build's packing, which reads the texts from the disk, encodes them,
-writes the tokens and puts the shards together; with the same number of threads (the library's) or
-worker processes (ours). Memory: the greatest sum of resident memory of the whole process tree of
-`flyweight data build`, shared pages counted in each process, for corpora of growing size.
+the offsets) and through a build's packing: workers load the tokenizer, read the texts from the
+disk, encode them and write the tokens; the shards are put together, hashed and synced; with the
+same number of threads (the library's) or worker processes (ours). Memory: the greatest sum of
+resident memory of the whole process tree of `flyweight data build`, shared pages counted in each
+process, for corpora of growing size.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ from pathlib import Path
 import psutil
 from machine import header
 
-from flyweight.data import parts
-from flyweight.data import work as work_module
-from flyweight.data.build import OPENER
-from flyweight.data.crew import Crew, open_with, work_here
+from flyweight.data.build import build
+from flyweight.data.clean import normalise
 from flyweight.data.document import Skipped
-from flyweight.data.packed import Packed
-from flyweight.data.plan import plan
-from flyweight.data.settle import settle
-from flyweight.data.shards import SPLITS
-from flyweight.data.sources import documents, origins
-from flyweight.data.writer import Writer
+from flyweight.data.sources import documents
 from flyweight.files.atomic import write_text
 from flyweight.spec.data import Data
+from flyweight.spec.run import Tokenizer
 from flyweight.text.load import load_tokenizer
-from flyweight.text.tokenizer import token_dtype
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared/data"
 RESULTS = HERE / "results/data_build.json"
-TEXTS = ["fairytales_en.jsonl.zst", "novels_en.jsonl.zst"]
+TEXTS = [
+    "fairytales_en.jsonl.zst",
+    "novels_en.jsonl.zst",
+    "peps.jsonl.zst",
+    "python_stdlib.jsonl.zst",
+    "factbook.jsonl.zst",
+    "tinystories_ru.jsonl.zst",
+]
 PEER = """
 import json, sys, time, tokenizers
 made = tokenizers.Tokenizer.from_file(sys.argv[1])
@@ -67,69 +68,41 @@ def peer(folder: Path, method: str, threads: int) -> tuple[float, int]:
     return float(seconds), int(tokens)
 
 
-def ours(folder: Path, data: Data, threads: int, number: int) -> tuple[float, int]:
-    """(seconds, tokens) of packing: from cleaned text on the disk to a dataset."""
-    place = folder / f"ours-{number}.partial"
-    place.mkdir()
-    settings = {"data": data.values(), "tokenizer": {}}
-    write_text(place / "plan.json", plan(settings, list(origins(data, Path()))).to_json())
-    work = open_with(OPENER, place)
-    work_here(work, "read", range(len(work.plan.units)), lambda unit: None)
-    work_here(work, "clean", range(len(work.parts)), lambda part: None)
-    settle(work)
-    write_text(place / "tokenizer.json", (folder / "tokenizer.json").read_text())
-    units = range(len(work.parts))
-    tokenizer = work.tokenizer
-    if threads == 1:
-        os.environ["RAYON_NUM_THREADS"] = "1"
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        began = time.perf_counter()
-        work_here(work, "pack", units, lambda part: None)
-        seconds = time.perf_counter() - began
-    else:
-        with Crew(place, threads, OPENER) as crew:
-            # The workers' start is no part of it: a large build starts them once.
-            crew.work("read", range(1), lambda unit: None)
-            began = time.perf_counter()
-            crew.work("pack", units, lambda part: None)
-            seconds = time.perf_counter() - began
-    began = time.perf_counter()
-    with Writer(folder / f"ours-{number}", tokenizer) as writer:
-        dtype = token_dtype(tokenizer.vocab_size)
-        for part in units:
-            for split in SPLITS:
-                counts = work.result("pack", part)[split]
-                found = Packed.open(work.place("pack", part), split, counts, dtype)
-                writer.add_packed(split, work.origin(part)["source"], found)
-        dataset = writer.finish("ours")
-    tokens = dataset.train.tokens + dataset.held_out.tokens
-    return seconds + time.perf_counter() - began, tokens
+def ours(data: Data, tokenizer: Path, out: Path) -> tuple[float, int]:
+    """(seconds, tokens) of a build's packing: from cleaned text on the disk to a dataset."""
+    began: list[float] = []
+
+    def watch(stage: str, done: int, total: int | None) -> None:
+        if stage == "encode" and not began:
+            began.append(time.perf_counter())
+
+    dataset = build(data, Tokenizer(kind="file", path=str(tokenizer)), out, watch)
+    return time.perf_counter() - began[0], dataset.train.tokens
 
 
 def speed(folder: Path, rounds: int) -> dict[str, object]:
     paths = [str(SHARED / "pretrain" / name) for name in TEXTS]
-    texts = [document.text for document in documents(paths, Skipped())]
+    texts = [normalise(document.text) for document in documents(paths, Skipped())]
     size = sum(len(text.encode()) for text in texts)
     (folder / "texts.json").write_text(json.dumps(texts))
-    load_tokenizer(SHARED / "tokenizer/gpt2").save(folder / "tokenizer.json")
-    # Small parts, for two workers to share so small a corpus evenly.
-    parts.PART_BYTES = work_module.PART_BYTES = 1 << 20
-    data = Data(train=paths, held_out=0)
+    tokenizer = folder / "tokenizer.json"
+    load_tokenizer(SHARED / "tokenizer/gpt2").save(tokenizer)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     table: dict[str, object] = {"bytes": size}
-    number = 0
     for threads in (1, 2):
         found: dict[str, list[float]] = {"encode_batch": [], "encode_batch_fast": [], "ours": []}
-        for _ in range(rounds):
+        data = Data(train=paths, held_out=0, workers=threads)
+        for number in range(rounds):
             for method in ("encode_batch", "encode_batch_fast"):
                 found[method].append(peer(folder, method, threads)[0])
-            found["ours"].append(ours(folder, data, threads, number)[0])
-            number += 1
+            found["ours"].append(ours(data, tokenizer, folder / f"{threads}-{number}")[0])
         rates = {name: size / min(seconds) / 1e6 for name, seconds in found.items()}
         table[f"{threads}"] = rates
+        ratios = [rates["ours"] / rates[name] for name in ("encode_batch", "encode_batch_fast")]
         print(
             f"{threads} thread(s): "
             + ", ".join(f"{name} {rate:.2f} MB/s" for name, rate in rates.items())
-            + f"; ours / encode_batch = {rates['ours'] / rates['encode_batch']:.3f}"
+            + f"; ours / encode_batch = {ratios[0]:.3f}, / encode_batch_fast = {ratios[1]:.3f}"
         )
     return table
 

@@ -156,6 +156,7 @@ class _Builder:
                     joined += 1
                 self._progress("encode", done, total)
 
+            self._progress("encode", 0, total)
             self._do("pack", range(len(work.parts)), packed)
             writer.write("report.md", report.markdown(out.name))
             if (found_items := report.contamination()) is not None:

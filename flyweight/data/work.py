@@ -44,7 +44,7 @@ from flyweight.text.tokenizer import Tokenizer, token_dtype
 
 # Texts are encoded so many characters at a time: the library's own results take some 25 bytes of
 # memory for each.
-_ENCODED = 1 << 20
+_ENCODED = 1 << 17
 # (n, 4) uint64 of a cleaned part: 128 bits of each text's hash, the place of its name's hash in
 # the split, and the text's size in bytes.
 KEYS = 4
