@@ -32,14 +32,15 @@ def calibrate(scratch: TrainState, session: Session, spent: float) -> tuple[int,
     steps = train.steps
     if train.tokens is not None:
         steps = math.ceil(train.tokens / (Plan(train, STAGES).tokens / STAGES))
-    if steps is not None and (train.compile != "auto" or steps < FEW_STEPS):
+    # Whether to compile is measured in a process alone.
+    measuring = train.compile == "auto" and session.processes.size == 1
+    if steps is not None and (not measuring or steps < FEW_STEPS):
         return steps, "off" if train.compile == "auto" else train.compile
     compiled = train.compile == "on" and compile_parts(scratch, session)
     each = step_seconds(scratch, session)
     budget = (train.minutes or DEFAULT_MINUTES) * 60
     length = budget if steps is None else steps * each
-    alone = session.processes.size == 1
-    if train.compile == "auto" and alone and length > COMPILE_PAYS_AFTER and can_pay(scratch.model):
+    if measuring and length > COMPILE_PAYS_AFTER and can_pay(scratch.model):
         compiled = compile_parts(scratch, session)
         faster = step_seconds(scratch, session) if compiled else each
         compiled = compiled and faster < 0.95 * each

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from flyweight.model.decoder import Decoder
+from flyweight.spec.errors import FlyweightError
 from flyweight.train.loop import backward
+from flyweight.train.processes import is_lost
 from flyweight.train.session import Session
 from flyweight.train.state import TrainState
 
@@ -27,22 +29,29 @@ def parts_to_compile(model: Decoder) -> list[nn.Module]:
 def compile_parts(state: TrainState, session: Session) -> bool:
     """Compile the parts in place, and run a batch through. No tensor changes name or value.
 
-    False, with a notice, where compiling fails: all is eager again.
+    False, with a notice, where compiling fails: all is eager again. Among several processes that
+    is a FlyweightError: one that fails in the midst of their exchanges cannot fall back alone.
     """
     parts = parts_to_compile(state.model)
     # Dropout draws the numbers that it would draw without compiling.
     options = {"fallback_random": True} if session.train.dropout else None
     for part in parts:
         part.compile(options=options)
+    compiled = True
     try:
         state.model.drop(session.plan.at(state.step).dropout)
         backward(state, session, session.batches.batch(state.step))
-        return True
     except Exception as error:  # whatever the compiler raises, eager still works
+        if is_lost(error):
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        if session.processes.size > 1:
+            raise FlyweightError(
+                f'torch.compile failed: {lines[0][:200]}; set train.compile = "off"'
+            ) from error
         session.view.notice(f"torch.compile failed, going on without it: {lines[0][:200]}")
         for part in parts:
             part._compiled_call_impl = None
-        return False
-    finally:
-        state.optimizer.forget()
+        compiled = False
+    state.optimizer.forget()
+    return compiled

@@ -112,8 +112,7 @@ class Sharded(Layout):
                 continue
             if not self.places[name].sharded:
                 plain.append(piece.grad)
-            if name.endswith(("query_norm.weight", "key_norm.weight")) and self._split:
-                # A gain is every head's, and each process has some of the heads.
+            if self._of_own_heads(name):
                 dist.all_reduce(piece.grad, group=self.tensor.get_group())
         if self.processes.copies > 1:
             for bucket in _buckets(plain):
@@ -123,9 +122,16 @@ class Sharded(Layout):
                 for grad, total in zip(bucket, flat.split(sizes), strict=True):
                     grad.copy_(total.view(grad.shape))
 
-    @property
-    def _split(self) -> bool:
-        return self.processes.tensor > 1
+    def _of_own_heads(self, name: str) -> bool:
+        """Whether a gradient is that of this process's heads alone: a gain is every head's."""
+        block, _, norm = name.rpartition(".attention.")
+        return norm in ("query_norm.weight", "key_norm.weight") and (
+            self.places[f"{block}.attention.qkv.weight"].split is not None
+        )
+
+    def forget(self) -> None:
+        for _, parameter in self.pieces.values():
+            parameter.grad = None
 
     @torch.no_grad()
     def collect_rows(self, rows: Rows) -> Rows:

@@ -35,6 +35,9 @@ class Layout:
     def collect(self) -> None:
         """After the step's backward passes: every piece's gradient summed over all processes."""
 
+    def forget(self) -> None:
+        """Drop what gradients lie elsewhere than at the pieces."""
+
     def collect_rows(self, rows: Rows) -> Rows:
         """Rows of a sparse table (U,) and their gradients (U, D), summed over all processes."""
         return rows

@@ -99,7 +99,7 @@ def backward(state: TrainState, session: Session, batch: Batch) -> float:
     """Gradients of the mean loss per target, micro-batch by micro-batch. Returns the mean."""
     targets, (rows, context) = int((batch.targets_BT >= 0).sum()), batch.tokens_BT.shape
     at_once = max(1, (session.train.micro_batch_tokens or batch.targets_BT.size) // context)
-    own, total = session.processes.rows(rows), 0.0
+    own, losses = session.processes.rows(rows), []
     for start in range(own.start, own.stop, at_once):
         some = slice(start, min(start + at_once, own.stop))
         state.optimizer.layout.accumulate(last=some.stop == own.stop)
@@ -107,9 +107,10 @@ def backward(state: TrainState, session: Session, batch: Batch) -> float:
         loss, plain = training_loss(
             state.model, part, session.train.objective, session.dtype, targets
         )
-        total += plain.item()
+        # Read at the end: a card must not be waited for between micro-batches.
+        losses.append(plain)
         loss.backward()
-    return session.processes.total(total)
+    return session.processes.total(sum(plain.item() for plain in losses))
 
 
 def _advance(

@@ -26,7 +26,11 @@ class Part:
     @classmethod
     def of(cls, batch: Batch, rows: slice, device: str) -> Part:
         def on_device(values: object) -> Tensor:
-            return torch.as_tensor(values).to(device)
+            tensor = torch.as_tensor(values)
+            if device == "cuda":
+                # From pinned memory, the copy goes on beside the card's work.
+                return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor.to(device)
 
         documents, prefix = batch.documents_BT[rows], None
         if batch.prefix_B is not None and batch.prefix_B[rows].any():

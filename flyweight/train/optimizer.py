@@ -133,9 +133,9 @@ class Optimizer:
 
     def forget(self) -> None:
         """Drop all gradients without an update."""
-        self.layout.collect()
-        for parameter in self.dense.values():
-            parameter.grad = None
+        self.layout.forget()
+        for piece in self.dense.values():
+            piece.grad = None
         if self.ngrams is not None:
             self.ngrams.take()
 

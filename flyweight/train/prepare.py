@@ -86,14 +86,15 @@ def make_session(
     hand_in()
     if train.threads and train.threads > cores:
         view.notice(f"train.threads = {train.threads}, but this machine has {cores} cores")
-    device = resolve_device(train)
+    device = processes.each(lambda: resolve_device(train))
     dtype = DTYPES[train.precision] if train.precision != "auto" else torch.float32
     # The sentinels of spans are ids without bytes.
     lengths = byte_lengths(dataset.tokenizer)
     more = max(0, spec.model.vocab_size - len(lengths))
     spans = train.objective.spans
     tensor = 1 if spec.distributed is None else spec.distributed.tensor
-    arranged = processes.each(lambda: processes.arranged(tensor, device))
+    processes.each(lambda: processes.check(tensor, device))
+    arranged = processes.arranged(tensor, device)
     processes.each(lambda: arranged.rows(train.batch_tokens // train.context))
     main, decay = mixes(spec, dataset)
     return Session(

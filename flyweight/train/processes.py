@@ -65,15 +65,30 @@ class Processes:
         """The name of this process's random numbers: other rows draw others (data.order.keys)."""
         return f"draws {self.index}" if self.index else "draws"
 
-    def arranged(self, tensor: int, device: str) -> Processes:
-        """The same processes with ``tensor`` of them working on each row."""
+    def check(self, tensor: int, device: str) -> None:
+        """Raise ConfigurationError where these processes cannot be ``arranged`` so."""
         if self.size == 1:
-            return self
+            return
+        if device not in ("cpu", "cuda"):
+            raise ConfigurationError(
+                "several processes train on cpu or cuda, and the device here is"
+                f' {device!r}; set train.device = "cpu", or start one process'
+            )
+        if device == "cuda" and _card() is None:
+            raise ConfigurationError(
+                f"each process wants a CUDA card of its own, and this machine has"
+                f" {torch.cuda.device_count()}; start so many (torchrun --nproc-per-node)"
+            )
         if self.size % tensor:
             raise ConfigurationError(
                 f"distributed.tensor = {tensor}, but {self.size} processes do not divide into"
                 f" groups of {tensor}; start a multiple of {tensor}"
             )
+
+    def arranged(self, tensor: int, device: str) -> Processes:
+        """The same processes with ``tensor`` of them working on each row."""
+        if self.size == 1:
+            return self
         shape, names = (self.size // tensor, tensor), ("data", "tensor")
         mesh = init_device_mesh(device, shape, mesh_dim_names=names)
         return Processes(self.rank, self.size, tensor, mesh, self.talk)
@@ -83,8 +98,8 @@ class Processes:
         if count % self.copies:
             raise ConfigurationError(
                 f"a batch of {count} rows does not divide among {self.copies} processes: set"
-                " train.batch_tokens to a multiple of train.context times the processes, or start"
-                f" a number of them that divides {count}"
+                " train.batch_tokens (and train.ramp's) to multiples of train.context times the"
+                f" processes, or start a number of them that divides {count}"
             )
         share = count // self.copies
         return slice(self.index * share, (self.index + 1) * share)
@@ -167,23 +182,28 @@ def joined() -> Iterator[Processes]:
     When another one dies, this one says so and ends, and so does the job.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ:
+    if size == 1:
         yield ALONE
         return
+    if "RANK" not in os.environ:
+        raise ConfigurationError(
+            f"WORLD_SIZE = {size} in the environment, but no RANK: start the processes with"
+            " torchrun, or unset WORLD_SIZE to train in one"
+        )
     rank = int(os.environ["RANK"])
     ending = _Ending(rank, size)
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=_WAIT)
-        talk = dist.new_group(backend="gloo", timeout=_WAIT)
+        talk = _met(size)
         yield Processes(rank, size, talk=talk)
         dist.barrier(group=talk)
     except Interrupted:
         if rank:
             raise SystemExit(Interrupted.exit_code) from None
+        raise
+    except SystemExit:
+        # Another process fails, and says why; torchrun must not end it before.
+        ending.quiet = True
+        time.sleep(_GRACE)
         raise
     except FlyweightError as error:
         ending.quiet = rank > 0
@@ -193,7 +213,7 @@ def joined() -> Iterator[Processes]:
             raise type(error)(f"rank {rank} of {size}: {error}") from None
         raise
     except RuntimeError as error:
-        if not _is_lost(error):
+        if not is_lost(error):
             raise
         ending.lost(str(error).splitlines()[0][:160])
     finally:
@@ -202,7 +222,33 @@ def joined() -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
-def _is_lost(error: RuntimeError) -> bool:
+def _met(size: int) -> Any:
+    """Meet the other processes: over NCCL for tensors on cards, a card each, and over gloo for
+    all else, which is the group returned.
+    """
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(_card() or 0)
+    try:
+        dist.init_process_group(backend, timeout=_WAIT)
+        return dist.new_group(backend="gloo", timeout=_WAIT)
+    except (RuntimeError, ValueError) as error:
+        where = ":".join(os.environ.get(f"MASTER_{part}", "?") for part in ("ADDR", "PORT"))
+        raise FlyweightError(
+            f"the {size} processes of this job did not meet at {where}:"
+            f" {str(error).splitlines()[0][:200]}. Start all of them with torchrun, at a free port"
+            " of a machine that all can reach"
+        ) from error
+
+
+def _card() -> int | None:
+    """The number of this process's own CUDA card, if the machine has one for it."""
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    return own if own < torch.cuda.device_count() else None
+
+
+def is_lost(error: Exception) -> bool:
     """Whether an exchange failed because another process has gone."""
     if isinstance(error, dist.DistError):
         return True

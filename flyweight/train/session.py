@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from flyweight.data.batches import Batch, Batches
+from flyweight.spec.errors import ConfigurationError
 from flyweight.spec.run import Train
 from flyweight.train.corruption import Sentinels, changed
 from flyweight.train.processes import ALONE, Processes
@@ -52,6 +53,19 @@ class Session:
         if self.decay_batches is None:
             return self.batches.order
         return [self.batches.order, self.decay_batches.order]
+
+    def check_rows(self) -> None:
+        """Refuse a batch of any step, a ramp's too, that does not divide among the processes."""
+        plan = self.plan
+        rows = plan.windows * (self.train.context // plan.contexts)
+        for step in np.sort(np.unique(rows, return_index=True)[1]).tolist():
+            try:
+                self.processes.rows(int(rows[step]))
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    f"step {step + 1} has {plan.windows[step] * self.train.context} tokens in rows"
+                    f" of {plan.contexts[step]} (train.ramp): {error}"
+                ) from None
 
     def batch(self, moment: Moment, first: int | None = None) -> Batch:
         """The step's batch, or one that begins with another window, ``first``."""

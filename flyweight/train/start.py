@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +68,7 @@ def train_run(
         dataset = processes.each(lambda: built[1] if built else Dataset.open(place))
         processes.agree({"dataset": dataset.fingerprint}, "the data")
         spec, session = measured(spec, dataset, view, processes)
+        processes.each(session.check_rows)
         processes.first(lambda: _begun(run, spec, session, dataset))
     except BaseException:
         # Nothing was trained: leave no half-made run that would block the name.
@@ -81,7 +81,8 @@ def train_run(
                 with contextlib.suppress(OSError):
                     out.rmdir()
         raise
-    with run.lock() if processes.leader else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        processes.first(lambda: held.enter_context(run.lock()))
         return _go(run, spec, session, dataset, view, sampler)
 
 
@@ -158,11 +159,13 @@ def resume_run(
         processes.agree(_facts(spec.values()), "the run")
     if spec.train.steps is None:
         raise FlyweightError(f"{run.config} has no train.steps: it is not a resolved run")
-    with run.lock() if processes.leader else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        processes.first(lambda: held.enter_context(run.lock()))
         processes.first(run.sweep)
         check: Literal["size", "full"] = "full" if processes.leader else "size"
         dataset = processes.each(lambda: open_dataset(run, check))
         session = make_session(spec, dataset, view, processes)
+        processes.each(session.check_rows)
         here = environment(processes.size)
         newest = max(run.steps(), default=0)
         processes.first(lambda: record_machine(run.environment, here, newest))
@@ -196,10 +199,9 @@ def _go(
     view: View,
     sampler: Sampler | None,
 ) -> RunFolder:
-    processes, plan = session.processes, session.plan
-    # A ramp's batches must divide too: better now than at its step.
-    for rows in {*(plan.windows * (spec.train.context // plan.contexts)).tolist()}:
-        processes.each(partial(processes.rows, rows))
+    processes = session.processes
+    if processes.size == 1 and spec.distributed is not None:
+        view.notice("[distributed] changes nothing in a process alone; torchrun starts several")
     steps = processes.told(run.steps())
     start = spec.start if not steps else None
     state = processes.each(
@@ -208,6 +210,7 @@ def _go(
     state.chain = first_link(spec, dataset.fingerprint, session.order)
     if steps:
         processes.each(lambda: state.load(run.checkpoint_path(steps[-1])))
+        processes.agree({"chain": state.chain}, f"the checkpoint of step {state.step}")
         view.notice(f"going on from step {state.step} of {spec.train.steps}")
     elif start is not None:
         state.save(run)

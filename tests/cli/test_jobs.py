@@ -47,6 +47,30 @@ sample_every = 1000
 [distributed]
 shard = "parameters"
 """
+DATA = '[data]\ntrain = ["texts"]\n'
+# Other data from the decay of the rate on.
+SWITCH = """
+[data.sources.code]
+paths = ["texts"]
+[data.sources.more]
+paths = ["more"]
+[data.mix]
+weights = { code = 1.0, more = 0.0 }
+decay = { weights = { code = 0.5, more = 0.5 } }
+"""
+OBJECTIVE = "train.objective={ z_loss = 1e-2, label_smoothing = 0.1, prefix = 0.3, spans = {} }"
+# What a run may ask for besides: a file, the number of processes, and overrides.
+RECIPES: dict[str, tuple[str, int, list[str]]] = {
+    "compiled": ("tiny.toml", 2, ["train.compile=on"]),
+    "compiled, split": ("tiny.toml", 2, ["train.compile=on", "distributed.tensor=2"]),
+    "split and sharded": ("tiny.toml", 4, ["distributed.tensor=2"]),
+    "further tokens, split": ("plain.toml", 2, ["model.ahead=2", "distributed.tensor=2"]),
+    "objectives": ("plain.toml", 2, [OBJECTIVE]),
+    "other data": ("switch.toml", 2, []),
+    "ramps": ("tiny.toml", 2, ["train.ramp=[{ context = 16, batch_tokens = 192, until = 0.5 }]"]),
+    "from a model": ("start.toml", 2, ["train.embedding_gradient=0.1"]),
+    "a guard": ("tiny.toml", 2, ["train.steps=8", "train.spikes={ window = 8, threshold = 0.01 }"]),
+}
 
 
 class Jobs:
@@ -59,7 +83,15 @@ class Jobs:
         source = Path(str(textwrap.__file__)).read_text(encoding="utf-8")
         for i in range(40):  # short documents, so that rows hold several
             (folder / f"texts/{i}.py").write_text(source[i * 200 : i * 200 + 170])
+            if i < 20:
+                (folder / "more").mkdir(exist_ok=True)
+                (folder / f"more/{i}.py").write_text(source[-i * 200 - 170 : -i * 200 - 1])
+        model = CONFIG[: CONFIG.index("[data]")]
         (folder / "tiny.toml").write_text(CONFIG)
+        (folder / "switch.toml").write_text(CONFIG.replace(DATA, SWITCH))
+        (folder / "start.toml").write_text(CONFIG.replace(model, '[model]\nstart = "alone"\n'))
+        plain = re.sub("ngrams = .*|share = .*", "", model)
+        (folder / "plain.toml").write_text(CONFIG.replace(model, plain))
 
     def start(self, processes: int, *arguments: str, more: tuple[str, ...] = ()) -> Any:
         several = ["-m", "torch.distributed.run", *(more or ("--standalone",))]
@@ -99,13 +131,13 @@ def ledger(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def same_steps(run: Path, other: Path) -> None:
+def same_steps(run: Path, other: Path, close: float = 1e-4) -> None:
     """The same batches in the same order, and the same losses but for rounding."""
     ours, theirs = ledger(run), ledger(other)
     assert [line["digest"] for line in ours] == [line["digest"] for line in theirs]
     assert [line["bytes"] for line in ours] == [line["bytes"] for line in theirs]
     losses = [line["loss"] for line in theirs]
-    assert [line["loss"] for line in ours] == pytest.approx(losses, rel=1e-4)
+    assert [line["loss"] for line in ours] == pytest.approx(losses, rel=close)
 
 
 def checkpoint(run: Path, step: int) -> dict[str, bytes]:
@@ -157,6 +189,20 @@ def test_a_checkpoint_of_four_goes_on_anywhere(jobs: Jobs, alone: Path, level: s
         assert done.code == 0, done.err
         same_steps(run, alone)
     assert checkpoint(run, 4) == checkpoint(four, 4), "the same number, to the bit"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_makes_the_run_of_one(jobs: Jobs, name: str) -> None:
+    config, processes, extra = RECIPES[name]
+    extra = [*extra, "train.optimizer={ kind = 'adamw', weight_decay = 0.01 }"]
+    once, many = (f"{name.replace(', ', '-')} {n}" for n in (1, processes))
+    jobs(1, "train", config, "--out", once, *extra, "train.compile=off").ok()
+    jobs(processes, "train", config, "--out", many, *extra).ok()
+    same_steps(jobs.folder / many, jobs.folder / once, close=1e-5)
+    ours = [line.get("spikes", []) for line in ledger(jobs.folder / many)]
+    assert any(ours) == (name == "a guard")
 
 
 @pytest.mark.slow
