@@ -6,8 +6,8 @@ from torch import nn
 
 from flyweight.model.decoder import Decoder
 from flyweight.spec.errors import FlyweightError
+from flyweight.train.ending import is_lost
 from flyweight.train.loop import backward
-from flyweight.train.processes import is_lost
 from flyweight.train.session import Session
 from flyweight.train.state import TrainState
 

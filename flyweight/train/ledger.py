@@ -17,8 +17,8 @@ from flyweight.train.sinks import Sinks
 if TYPE_CHECKING:
     from flyweight.train.session import Session
 
-# What the clock says, and two equal runs do not share.
-TIMES = frozenset({"seconds", "tokens_per_second", "bytes_per_second"})
+# What the clock and the system say, and two equal runs do not share.
+TIMES = frozenset({"seconds", "tokens_per_second", "bytes_per_second", "peak_memory"})
 # Settings that move no number of the ledger.
 _WITHOUT_EFFECT = frozenset({"checkpoint", "sample_every", "sinks"})
 
@@ -54,7 +54,7 @@ def first_link(spec: RunSpec, fingerprint: str, order: Any) -> str:
 
 def link(chain: str, record: dict[str, Any]) -> str:
     """The chain after ``record``: a digest of the chain before it and of all that the record says
-    but times. Equal chains mean equal runs up to there."""
+    but TIMES. Equal chains mean equal runs up to there."""
     said = {k: v for k, v in record.items() if k != "chain" and k not in TIMES}
     return _digest(chain + json.dumps(said, sort_keys=True))
 

@@ -17,6 +17,7 @@ from flyweight.spec.errors import FlyweightError, Interrupted
 from flyweight.train.checkpoints import due, save
 from flyweight.train.interrupt import Interrupt
 from flyweight.train.ledger import open_ledger
+from flyweight.train.memory import peak_memory
 from flyweight.train.objective import Part, training_loss
 from flyweight.train.schedule import Moment
 from flyweight.train.session import Session
@@ -144,4 +145,5 @@ def _advance(
         "seconds": round(seconds, 6),
         "tokens_per_second": round(tokens / seconds, 1),
         "bytes_per_second": round(size / seconds, 1),
+        "peak_memory": peak_memory(session.device),
     }

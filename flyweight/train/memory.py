@@ -1,13 +1,30 @@
-"""Keeping freed memory, so that the next step need not ask the system for it again."""
+"""The memory that training takes, and keeps so that the next step need not ask for it again."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
+from pathlib import Path
+
+import torch
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEEP = 1 << 30
+
+
+def peak_memory(device: str) -> int | None:
+    """The most bytes that this process has held so far: of a card's memory in tensors, else of the
+    machine's. None where the system does not tell.
+    """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        said = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(said[1]) << 10 if said else None
 
 
 def keep_freed_memory() -> bool:

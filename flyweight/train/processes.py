@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from flyweight.spec.errors import ConfigurationError, FlyweightError, Interrupted
+from flyweight.train.ending import Ending, is_lost
 
 T = TypeVar("T")
 # A process that is not there within this time is given up; building data may take hours.
@@ -191,15 +189,17 @@ def joined() -> Iterator[Processes]:
             " torchrun, or unset WORLD_SIZE to train in one"
         )
     rank = int(os.environ["RANK"])
-    ending = _Ending(rank, size)
+    ending, stopped = Ending(rank, size), None
     try:
         talk = _met(size)
-        yield Processes(rank, size, talk=talk)
+        ending.watch(dist.new_group(backend="gloo", timeout=_WAIT))
+        try:
+            yield Processes(rank, size, talk=talk)
+        except Interrupted as said:
+            # In all of them after the same step; the leader has more to write.
+            stopped = said
         dist.barrier(group=talk)
-    except Interrupted:
-        if rank:
-            raise SystemExit(Interrupted.exit_code) from None
-        raise
+        ending.part()
     except SystemExit:
         # Another process fails, and says why; torchrun must not end it before.
         ending.quiet = True
@@ -215,11 +215,17 @@ def joined() -> Iterator[Processes]:
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        ending.lost(str(error).splitlines()[0][:160])
+        ending.lost(error)
     finally:
         ending.quiet = True
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
+    if stopped is not None:
+        if rank:
+            # The leader says it; torchrun must not end it before.
+            time.sleep(_GRACE)
+            raise SystemExit(Interrupted.exit_code)
+        raise stopped
 
 
 def _met(size: int) -> Any:
@@ -246,49 +252,3 @@ def _card() -> int | None:
     """The number of this process's own CUDA card, if the machine has one for it."""
     own = int(os.environ.get("LOCAL_RANK", "0"))
     return own if own < torch.cuda.device_count() else None
-
-
-def is_lost(error: Exception) -> bool:
-    """Whether an exchange failed because another process has gone."""
-    if isinstance(error, dist.DistError):
-        return True
-    signs = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return any(sign in str(error) for sign in signs)
-
-
-class _Ending:
-    """Says once that the job has lost a process, and ends this one, whatever it is doing.
-
-    torchrun sends SIGTERM when a process of the job ended. One that waits for it inside an
-    exchange runs no Python then, so a thread of its own listens.
-    """
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size, self.quiet = rank, size, False
-        self._lock = threading.Lock()
-        if threading.current_thread() is not threading.main_thread():
-            return
-        self._heard, told = socket.socketpair()
-        told.setblocking(False)
-        self._told = told
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while said := self._heard.recv(1):
-            if said[0] == signal.SIGTERM:
-                if self.quiet:
-                    os._exit(1)
-                self.lost("told to stop (SIGTERM)")
-
-    def lost(self, reason: str) -> None:
-        with self._lock:
-            print(
-                f"error: rank {self.rank} of {self.size} ends: another process of this job was"
-                f" killed or has failed, or the job was stopped ({reason}). What was saved before"
-                " is whole; to go on, start the same job with: -m flyweight resume RUN",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-TIMES = {"seconds", "tokens_per_second", "bytes_per_second"}
+TIMES = {"seconds", "tokens_per_second", "bytes_per_second", "peak_memory"}
 STEPS = 12
 KINDS = ["bpe", "bytes", "patches", "recipes"]
 Finished = Callable[[str], Path]

@@ -1,4 +1,4 @@
-"""Freed memory is kept: later large tensors cost the system no new pages."""
+"""Freed memory is kept: later large tensors cost the system no new pages. The peak is known."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ for _ in range(12):
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(sum(faults[-4:]))
 """
+
+
+PEAK = """
+import resource, torch
+from flyweight.train.memory import peak_memory
+before = peak_memory("cpu")
+torch.ones(1 << 26)
+print(before, peak_memory("cpu"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="from Linux's /proc")
+def test_the_peak_is_what_was_held_at_most() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    before, after, system = map(int, done.stdout.split())
+    assert (1 << 28) <= after - before < (1 << 28) + (1 << 24)
+    assert after == pytest.approx(system, rel=0.02)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")

@@ -19,6 +19,7 @@ from flyweight.files.run import RunFolder  # noqa: E402
 from flyweight.spec.errors import ConfigurationError, FlyweightError  # noqa: E402
 from flyweight.spec.run import Spikes  # noqa: E402
 from flyweight.train.configure import check_tables  # noqa: E402
+from flyweight.train.ledger import TIMES  # noqa: E402
 from flyweight.train.loop import backward, run_training, take_step  # noqa: E402
 from flyweight.train.objective import next_token_loss  # noqa: E402
 from flyweight.train.schedule import Moment  # noqa: E402
@@ -120,9 +121,8 @@ def test_a_resumed_run_leaves_out_the_same(fresh: Fresh, session: Sessions, tmp_
         again.load(run.checkpoint_path(start))
         for line in lines[start:]:
             record = take_step(again, used)
-            timed = {"seconds", "tokens_per_second", "bytes_per_second"}
-            wanted = {key: value for key, value in line.items() if key not in timed | {"chain"}}
-            assert {k: v for k, v in record.items() if k not in timed} == wanted
+            wanted = {key: value for key, value in line.items() if key not in TIMES | {"chain"}}
+            assert {k: v for k, v in record.items() if k not in TIMES} == wanted
         assert again.extra == whole.extra
         for name, tensor in whole.model.state_dict().items():
             assert torch.equal(again.model.state_dict()[name], tensor), name
