@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -305,7 +306,10 @@ class _Builder:
 
     def _count(self) -> int:
         size = sum(size for size, _ in self._work.plan.stamps.values())
-        cores = len(os.sched_getaffinity(0))
+        if sys.platform == "linux":
+            cores = len(os.sched_getaffinity(0))
+        else:
+            cores = os.cpu_count() or 1
         return self._data.workers or (cores if size >= _SMALL else 1)
 
 
