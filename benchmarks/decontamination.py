@@ -38,7 +38,7 @@ def main() -> None:
             texts = list(documents([str(file)], Skipped()))
             tally = Tally()
             start = time.process_time()
-            dropped = sum(stage(document, tally) is None for document in texts)
+            dropped = len(texts) - sum(1 for _ in stage(texts, tally))
             seconds = time.process_time() - start
             size = sum(len(document.text.encode()) for document in texts) / 1e6
             found = dict(Counter(finding.file for finding in tally.findings).most_common(3))

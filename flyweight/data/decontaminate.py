@@ -21,7 +21,7 @@ import numpy.typing as npt
 from flyweight.data.document import Document
 from flyweight.data.evaluation import Item, items
 from flyweight.data.tally import Finding, Tally
-from flyweight.data.words import Hashes, ngrams, words
+from flyweight.data.words import Hashes, ngrams, ngrams_of_lengths, words
 from flyweight.files.atomic import write_text
 from flyweight.spec.cleaning import Decontaminate
 from flyweight.spec.errors import FlyweightError
@@ -31,7 +31,15 @@ _INDEX = "items.json"
 _ITEMS = 1024
 _PASSAGE = 120
 _WORD = 32
+# Documents are searched together up to so many characters.
+_SEARCHED = 1 << 17
 _SPACE = re.compile(r"\s")
+
+
+# In characters from the text's start.
+Span = tuple[int, int]
+# By an item's number: how many of its n-grams are there, and the first one's start and end.
+Hits = dict[int, tuple[int, int, int]]
 
 
 class Decontaminator:
@@ -39,7 +47,7 @@ class Decontaminator:
 
     Decontaminator.prepare(table, folder)    once: reads the evaluation files, writes an index
     stage = Decontaminator.open(table, folder)      in each worker: maps it
-    kept = stage(document, tally)
+    for kept in stage(documents, tally): ...
     """
 
     def __init__(self, table: Decontaminate, names: list[tuple[str, str]], grams: list[_Grams]):
@@ -90,12 +98,20 @@ class Decontaminator:
         grams = [_Grams(n, folder) for n in index["lengths"]]
         return cls(table, [(file, id) for file, id in index["items"]], grams)
 
-    def __call__(self, document: Document, tally: Tally) -> Document | None:
-        """The document, what is left of it, or None."""
+    def __call__(self, documents: Iterable[Document], tally: Tally) -> Iterator[Document]:
+        """The documents that stay, as they are or cut. Takes and gives some at a time."""
+        for some in _batches(documents):
+            found = self._search([document.text for document in some])
+            for document, (spans, hits) in zip(some, found, strict=True):
+                kept = self._judged(document, spans, hits, tally) if spans else document
+                if kept is not None:
+                    yield kept
+
+    def _judged(
+        self, document: Document, spans: list[Span], hits: Hits, tally: Tally
+    ) -> Document | None:
+        """What is left of a document in which something was found, or None."""
         text = document.text
-        spans, hits = self._search(text)
-        if not spans:
-            return document
         for item, (count, start, end) in hits.items():
             passage = text[start : min(end, start + _PASSAGE)]
             tally.finding(Finding(document.name, *self._names[item], count, passage))
@@ -110,24 +126,35 @@ class Decontaminator:
         tally.edit(RULE, document.name, text, left, max(0, lines), len(hits), shown)
         return replace(document, text=left)
 
-    def _search(self, text: str) -> tuple[list[tuple[int, int]], dict[int, tuple[int, int, int]]]:
-        """(the passages found, in characters, in order; by item: n-grams of it that are there,
-        and the first one's start and end)."""
-        found = words([text])
-        spans: list[tuple[int, int]] = []
-        hits: dict[int, tuple[int, int, int]] = {}
-        for grams in self._grams:
-            hashes = ngrams(found.hashes, grams.n)
-            for place in grams.places(hashes).tolist():
-                span = (int(found.starts[place]), int(found.ends[place + grams.n - 1]))
+    def _search(self, texts: list[str]) -> list[tuple[list[Span], Hits]]:
+        """For each text the passages found, in order, and the items."""
+        found = words(texts)
+        # The words' places count from the first text on, with a newline after each.
+        begins = np.cumsum([0, *(len(text) + 1 for text in texts)])
+        results: list[tuple[list[Span], Hits]] = [([], {}) for _ in texts]
+        lengths = [grams.n for grams in self._grams]
+        for grams, hashes in zip(
+            self._grams, ngrams_of_lengths(found.hashes, lengths), strict=True
+        ):
+            places = grams.places(hashes)
+            which = np.searchsorted(found.offsets, places, side="right") - 1
+            # None runs from one text into the next.
+            inside = places + grams.n <= found.offsets[which + 1]
+            for place, text in zip(places[inside].tolist(), which[inside].tolist(), strict=True):
+                begin = begins[text]
+                last = place + grams.n - 1
+                span = (int(found.starts[place] - begin), int(found.ends[last] - begin))
+                spans, hits = results[text]
                 spans.append(span)
                 for item in grams.items_of(hashes[place]):
                     count, start, end = hits.get(item, (0, *span))
                     first = min((start, end), span)
                     hits[item] = (count + 1, first[0], first[1])
-        return sorted(spans), hits
+        for spans, _ in results:
+            spans.sort()
+        return results
 
-    def _cut(self, text: str, spans: list[tuple[int, int]]) -> str:
+    def _cut(self, text: str, spans: list[Span]) -> str:
         """``text`` without the passages and the margin about them, until none is left: a seam
         could make a new one."""
         while spans:
@@ -139,7 +166,7 @@ class Decontaminator:
                 at = max(at, stop)
             kept.append(text[at:])
             text = "\n\n".join(part.strip() for part in kept if part.strip())
-            spans, _ = self._search(text)
+            ((spans, _),) = self._search([text])
         return text
 
     def _with_margin(self, text: str, start: int, end: int) -> tuple[int, int]:
@@ -216,6 +243,19 @@ def _chunks(source: Iterable[Item]) -> Iterator[list[Item]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= _SEARCHED:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _looked_for(item: Item, min_words: int) -> list[str]:

@@ -150,6 +150,18 @@ def ngrams(hashes: Hashes, n: int) -> Hashes:
     return mix(total)
 
 
+def ngrams_of_lengths(hashes: Hashes, lengths: Sequence[int]) -> Iterator[Hashes]:
+    """`ngrams` for each of the ascending ``lengths``, each from the one before."""
+    total, n = np.zeros(len(hashes) + 1, np.uint64), 0
+    for length in lengths:
+        while n < length:
+            count = max(0, len(hashes) - n)
+            total = total[:count]
+            total += hashes[n:] * _ODD[n % len(_ODD)]
+            n += 1
+        yield mix(total)
+
+
 def ngrams_of_each(found: Words, n: int) -> tuple[Hashes, Places]:
     """(hashes, offsets): the n-grams within each text, text i's being offsets[i]:offsets[i + 1].
 

@@ -182,7 +182,9 @@ class Work:
         signed = [np.zeros((near.bands if near else 0, 0), np.uint64)]
         texts: list[str] = []
         empty = 0
-        with PartWriter(self.place("clean", number)) as out:
+
+        def cleaned() -> Iterator[Document]:
+            nonlocal empty
             for raw in read_part(self._raw(unit, part), origin["source"]):
                 text = normalise(raw.text)
                 if not text or text.isspace():
@@ -190,15 +192,21 @@ class Work:
                     continue
                 tally.seen(text)
                 document: Document | None = Document(raw.name, text, raw.source)
-                for stage in self._stages:
-                    document = document and stage(document, tally)
-                if document is None:
-                    continue
+                if self._cleaner is not None:
+                    document = self._cleaner(document, tally)
+                if document is not None:
+                    yield document
+
+        stays = cleaned()
+        if self._decontaminator is not None:
+            stays = self._decontaminator(stays, tally)
+        with PartWriter(self.place("clean", number)) as out:
+            for document in stays:
                 data = document.text.encode()
-                out.add(raw.name, data)
+                out.add(document.name, data)
                 digest = fingerprint(document.text)
                 halves = (int.from_bytes(digest[i : i + 8], "big") for i in (0, 8))
-                keys.append((*halves, place(raw.name), len(data)))
+                keys.append((*halves, place(document.name), len(data)))
                 if near is not None:
                     texts.append(document.text)
                     if len(texts) == _SIGNED:
@@ -216,16 +224,17 @@ class Work:
         return (self.data.clean or Clean()).samples
 
     @cached_property
-    def _stages(self) -> list[Cleaner | Decontaminator]:
-        clean, decontaminate = self.data.clean, self.data.decontaminate
-        stages: list[Cleaner | Decontaminator] = []
-        if clean is not None:
-            perplexity = clean.perplexity
-            score = self._scorer(perplexity) if perplexity and self._scorer else None
-            stages.append(Cleaner(clean, score))
-        if decontaminate is not None:
-            stages.append(Decontaminator.open(decontaminate, self.evaluation))
-        return stages
+    def _cleaner(self) -> Cleaner | None:
+        if (clean := self.data.clean) is None:
+            return None
+        perplexity = clean.perplexity
+        score = self._scorer(perplexity) if perplexity and self._scorer else None
+        return Cleaner(clean, score)
+
+    @cached_property
+    def _decontaminator(self) -> Decontaminator | None:
+        table = self.data.decontaminate
+        return None if table is None else Decontaminator.open(table, self.evaluation)
 
     @property
     def evaluation(self) -> Path:

@@ -29,6 +29,11 @@ def opened(table: Decontaminate, folder: Path) -> Decontaminator:
     return Decontaminator.open(table, folder)
 
 
+def kept_of(stage: Decontaminator, text: str, tally: Tally) -> Document | None:
+    """What is left of one document, or None."""
+    return next(stage([Document("d", text, "s")], tally), None)
+
+
 def write(file: Path, rows: list[dict]) -> Path:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(file.suffix, bytes)
@@ -125,7 +130,8 @@ def test_what_is_found_is_what_a_slow_search_finds(
         return counts
 
     tally = Tally()
-    kept = opened(table, folder)(Document("d", text, "s"), tally)
+    stage = opened(table, folder)
+    kept = kept_of(stage, text, tally)
     assert {finding.item: finding.ngrams for finding in tally.findings} == found(text)
     if not found(text):
         assert kept is not None
@@ -134,7 +140,14 @@ def test_what_is_found_is_what_a_slow_search_finds(
         assert not found(kept.text)
         assert kept.text.strip() or not text.strip()
     dropping = opened(table.model_copy(update={"action": "drop"}), folder)
-    assert (dropping(Document("d", text, "s"), Tally()) is None) == bool(found(text))
+    assert (kept_of(dropping, text, Tally()) is None) == bool(found(text))
+    # In any company the same: no n-gram runs from one document into the next.
+    many = [Document(f"d{i}", ", ".join(document[i:]), "s") for i in range(len(document) + 1)]
+    tally = Tally()
+    stays = [other.name for other in dropping(many, tally)]
+    assert stays == [other.name for other in many if not found(other.text)]
+    mine = {(row.document, row.item): row.ngrams for row in tally.findings}
+    assert mine == {(d.name, item): n for d in many for item, n in found(d.text).items()}
 
 
 def test_a_passage_is_dropped_or_cut_with_its_margin(tmp_path: Path) -> None:
@@ -143,7 +156,7 @@ def test_a_passage_is_dropped_or_cut_with_its_margin(tmp_path: Path) -> None:
     text = before + VERSE.upper().replace(",", "") + after
     tally = Tally()
     stage = opened(Decontaminate(files=[file]), tmp_path)
-    assert stage(Document("d", text, "s"), tally) is None
+    assert kept_of(stage, text, tally) is None
     assert tally.rules["contaminated"].dropped == 1
     (finding,) = tally.findings
     assert (finding.document, finding.file, finding.item, finding.ngrams) == (
@@ -154,7 +167,7 @@ def test_a_passage_is_dropped_or_cut_with_its_margin(tmp_path: Path) -> None:
     )
     assert finding.passage.startswith("IT WAS MANY")
     cut = opened(Decontaminate(files=[file], action="cut", margin=20), tmp_path)
-    kept = cut(Document("d", text, "s"), tally)
+    kept = kept_of(cut, text, tally)
     assert kept is not None
     head, tail = kept.text.split("\n\n")
     # The word that the margin's end runs through goes too.
@@ -169,11 +182,11 @@ def test_a_passage_is_dropped_or_cut_with_its_margin(tmp_path: Path) -> None:
     chinese = "床前明月光疑是地上霜舉頭望明月低頭思故鄉"
     zh = str(write(tmp_path / "zh/e.jsonl", [{"id": "li", "query": chinese}]))
     cut = opened(Decontaminate(files=[zh], action="cut", margin=5), tmp_path / "zh")
-    kept = cut(Document("d", "天" * 90 + chinese + "地" * 90, "s"), tally)
+    kept = kept_of(cut, "天" * 90 + chinese + "地" * 90, tally)
     assert kept is not None
     assert kept.text == "天" * 85 + "\n\n" + "地" * 85
     twelve = " ".join(VERSE.split()[:12])
-    assert stage(Document("d", f"{twelve} and so on", "s"), tally) is not None
+    assert kept_of(stage, f"{twelve} and so on", tally) is not None
 
 
 def test_short_items_are_looked_for_whole_or_with_their_choices(tmp_path: Path) -> None:
@@ -192,12 +205,13 @@ def test_short_items_are_looked_for_whole_or_with_their_choices(tmp_path: Path) 
     assert "1 of 3 evaluation items" in notice
     stage = Decontaminator.open(table, tmp_path / "index")
     tally = Tally()
-    for name, text in [
+    found = [
         ("a", "The man turned on the faucet; therefore water flowed from the spout. So."),
         ("b", "Yes: the cat sat on the old red mat all day"),
         ("c", "the cat sat on the old red rug; 25-759=-734"),
-    ]:
-        stage(Document(name, text, "s"), tally)
+    ]
+    stays = stage([Document(name, text, "s") for name, text in found], tally)
+    assert [document.name for document in stays] == ["c"]
     assert [(finding.document, finding.item) for finding in tally.findings] == [
         ("a", "copa"),
         ("b", "eight"),
@@ -216,7 +230,7 @@ def test_real_items_planted_anywhere_are_found(
     before = data.draw(st.integers(0, 200))
     text = " ".join(["lorem"] * before + tokens[start : start + 30] + ["ipsum"] * 50)
     tally = Tally()
-    assert stage(Document("d", text, "s"), tally) is None
+    assert kept_of(stage, text, tally) is None
     assert id in {finding.item for finding in tally.findings}
 
 
