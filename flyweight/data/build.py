@@ -35,7 +35,7 @@ from flyweight.data.work import KEPT, PARTIAL, TRAIN, changed_error
 from flyweight.data.writer import Writer, disk_errors, refuse_other, require_eot
 from flyweight.files.atomic import write_text
 from flyweight.spec import run
-from flyweight.spec.errors import ConfigurationError, FlyweightError
+from flyweight.spec.errors import ConfigurationError, FlyweightError, Interrupted
 from flyweight.text.bytes import ByteTokenizer
 from flyweight.text.load import load_tokenizer
 from flyweight.text.subword import SubwordTokenizer
@@ -78,8 +78,11 @@ def build(
     if tokenizer.kind == "file":
         require_eot(load_tokenizer(tokenizer.path or ""))
     with _workplace(out, restart) as folder:
-        with _Builder(folder, data, tokenizer, base or Path(), progress, opener) as builder:
-            dataset = builder.build(out)
+        try:
+            with _Builder(folder, data, tokenizer, base or Path(), progress, opener) as builder:
+                dataset = builder.build(out)
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; {KEPT}") from None
         shutil.rmtree(folder, ignore_errors=True)
     return dataset
 

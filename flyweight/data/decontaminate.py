@@ -140,13 +140,15 @@ class Decontaminator:
             which = np.searchsorted(found.offsets, places, side="right") - 1
             # None runs from one text into the next.
             inside = places + grams.n <= found.offsets[which + 1]
-            for place, text in zip(places[inside].tolist(), which[inside].tolist(), strict=True):
+            places, which = places[inside], which[inside]
+            items = grams.items_of(hashes[places])
+            for place, text, owners in zip(places.tolist(), which.tolist(), items, strict=True):
                 begin = begins[text]
                 last = place + grams.n - 1
                 span = (int(found.starts[place] - begin), int(found.ends[last] - begin))
                 spans, hits = results[text]
                 spans.append(span)
-                for item in grams.items_of(hashes[place]):
+                for item in owners:
                     count, start, end = hits.get(item, (0, *span))
                     first = min((start, end), span)
                     hits[item] = (count + 1, first[0], first[1])
@@ -203,9 +205,11 @@ class _Grams:
 
     def __init__(self, n: int, folder: Path) -> None:
         self.n = n
-        self._hashes: Hashes = np.load(folder / f"hashes-{n}.npy", mmap_mode="r")
-        self._items = np.load(folder / f"items-{n}.npy", mmap_mode="r")
-        self._bits = np.load(folder / f"bits-{n}.npy", mmap_mode="r")
+        # Plain arrays over the maps: slicing a np.memmap costs ten times as much.
+        self._hashes, self._items, self._bits = (
+            np.asarray(np.load(folder / f"{name}-{n}.npy", mmap_mode="r"))
+            for name in ("hashes", "items", "bits")
+        )
 
     def places(self, hashes: Hashes) -> npt.NDArray[np.int64]:
         """Where in ``hashes`` one of these is."""
@@ -215,10 +219,11 @@ class _Grams:
         at = np.minimum(at, len(self._hashes) - 1)
         return maybe[self._hashes[at] == hashes[maybe]]
 
-    def items_of(self, hash: np.uint64) -> list[int]:
-        first = np.searchsorted(self._hashes, hash, side="left")
-        last = np.searchsorted(self._hashes, hash, side="right")
-        return self._items[first:last].tolist()
+    def items_of(self, hashes: Hashes) -> list[list[int]]:
+        """The items that have each of ``hashes``."""
+        first = np.searchsorted(self._hashes, hashes, side="left").tolist()
+        last = np.searchsorted(self._hashes, hashes, side="right").tolist()
+        return [self._items[a:b].tolist() for a, b in zip(first, last, strict=True)]
 
 
 def _bits_of(hashes: Hashes) -> npt.NDArray[np.uint8]:

@@ -10,6 +10,8 @@ import unicodedata
 _ALLOWED = frozenset(b"\b\t\n\v\f\r\x1b")
 _CONTROLS = bytes(byte for byte in range(32) if byte not in _ALLOWED) + b"\x7f"
 _BINARY_SHARE = 0.03
+# Zeros among the bytes of UTF-16, whose spaces and newlines have one each.
+_ZERO_SHARE = 0.1
 _SAMPLE = 1 << 16
 _BOMS = (
     # UTF-32's little-endian mark begins with UTF-16's.
@@ -44,8 +46,7 @@ def decode(data: bytes, python: bool = False) -> tuple[str, str]:
             return text.removeprefix("\ufeff"), encoding.removesuffix("-sig")
     if b"\0" in data:
         return _utf16(data)
-    sample = data[:_SAMPLE]
-    if len(sample) - len(sample.translate(None, _CONTROLS)) > _BINARY_SHARE * len(sample):
+    if _controlled(data):
         raise NotTextError
     declared = _declared(data) if python else None
     for encoding in ("utf-8", *([declared] if declared else []), "cp1252"):
@@ -62,6 +63,8 @@ def decode(data: bytes, python: bool = False) -> tuple[str, str]:
 def _utf16(data: bytes) -> tuple[str, str]:
     """UTF-16 that holds ASCII characters has zeros on one side of its pairs only."""
     low, high = data[0::2].count(0), data[1::2].count(0)
+    if low + high < _ZERO_SHARE * len(data) and _is_utf8(data.replace(b"\0", b"")):
+        raise NotTextError  # zeros astray in another text
     # Four to one leaves room for the odd character that ends in zero, such as U+0100.
     if len(data) % 2 == 0 and max(low, high) > 4 * min(low, high):
         encoding = "utf-16-le" if high > low else "utf-16-be"
@@ -72,6 +75,20 @@ def _utf16(data: bytes) -> tuple[str, str]:
         if "\0" not in text and not _strange(text):
             return text, encoding
     raise NotTextError
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return not _controlled(data)
+
+
+def _controlled(data: bytes) -> bool:
+    """Whether more than a few bytes are controls."""
+    sample = data[:_SAMPLE]
+    return len(sample) - len(sample.translate(None, _CONTROLS)) > _BINARY_SHARE * len(sample)
 
 
 def _strange(text: str) -> bool:

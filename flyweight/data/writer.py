@@ -111,7 +111,7 @@ class Writer:
                     )
                 return existing
             text = json.dumps(record, ensure_ascii=False, indent=2) + "\n"
-            _write(self._folder / "dataset.json", text.encode("utf-8"))
+            _write(self._folder / "dataset.json", _text(text))
             sync(self._folder)
             os.rename(self._folder, self._out)
             sync(self._out.parent)
@@ -120,7 +120,7 @@ class Writer:
     def write(self, name: str, text: str) -> None:
         """A file beside the shards that says something of the dataset."""
         with disk_errors(self._out, self._kept):
-            _write(self._folder / name, text.encode("utf-8"))
+            _write(self._folder / name, _text(text))
 
     def _record(self, name: str) -> dict[str, Any]:
         splits = {name: split.finish() for name, split in self._splits.items()}
@@ -264,6 +264,11 @@ def refuse_other(out: Path) -> None:
 
 def _empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+def _text(text: str) -> bytes:
+    """UTF-8; what is no character, in the name of a file or folder, is spelled out."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _write(file: Path, data: bytes) -> None:

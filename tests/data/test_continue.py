@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flyweight.cli.main import main
@@ -27,25 +28,40 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
+def write_corpus(folder: Path) -> Path:
     """Some 600 KB in a few sources and formats, with copies."""
     words = random.Random(5)
     texts = [
         " ".join(words.choice(["ship", "sea", "été", "日本", "of", "a", "the"]) for _ in range(80))
         for _ in range(1200)
     ]
-    (tmp_path / "books").mkdir()
+    (folder / "books").mkdir()
     for n in range(40):
-        (tmp_path / "books" / f"{n}.md").write_text("\n".join(texts[n * 10 : n * 10 + 10]))
+        (folder / "books" / f"{n}.md").write_text("\n".join(texts[n * 10 : n * 10 + 10]))
     lines = [json.dumps({"text": text}) for text in [*texts[400:], *texts[600:700]]]
-    (tmp_path / "web.jsonl").write_text("\n".join(lines))
-    (tmp_path / "c.toml").write_text(
+    (folder / "web.jsonl").write_text("\n".join(lines))
+    (folder / "c.toml").write_text(
         '[data]\n[data.sources.books]\npaths = ["books"]\n'
         '[data.sources.web]\npaths = ["web.jsonl"]\n'
         "[text]\ntokenizer = { kind = 'bpe', size = 300 }\n"
     )
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus's dataset, built by one process without a break."""
+    folder = write_corpus(tmp_path_factory.mktemp("whole"))
+    build = command(folder, "--out", str(folder / "d"), "data.workers=1")
+    # Nothing of the machine's customs is in it.
+    odd = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Kathmandu"}
+    subprocess.run(build, check=True, env=odd)
+    return folder / "d"
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -60,15 +76,19 @@ def same(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-def test_any_number_of_workers_makes_the_same(corpus: Path) -> None:
-    for place, workers in (("one/d", 1), ("three/d", 3)):
-        out = str(corpus / place)
-        subprocess.run(command(corpus, "--out", out, f"data.workers={workers}"), check=True)
-    same(corpus / "one" / "d", corpus / "three" / "d")
+def test_any_number_of_workers_makes_the_same(corpus: Path, whole: Path) -> None:
+    # The same files, put there in another order.
+    again = sorted((corpus / "books").iterdir(), key=lambda file: file.read_bytes())
+    for file in again:
+        text = file.read_bytes()
+        file.unlink()
+        file.write_bytes(text)
+    out = corpus / "three" / "d"
+    subprocess.run(command(corpus, "--out", str(out), "data.workers=3"), check=True)
+    same(whole, out)
 
 
-def test_a_killed_build_goes_on(corpus: Path) -> None:
-    subprocess.run(command(corpus, "--out", str(corpus / "whole" / "d")), check=True)
+def test_a_killed_build_goes_on(corpus: Path, whole: Path) -> None:
     moments = random.Random(11)
     out = corpus / "killed" / "d"
     kills = 0
@@ -83,8 +103,50 @@ def test_a_killed_build_goes_on(corpus: Path) -> None:
         if not is_dataset(out):
             assert not out.exists()
     assert kills
-    same(corpus / "whole" / "d", out)
+    same(whole, out)
     assert not out.with_name("d.partial").exists()
+
+
+def children(build: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(build.pid).children(recursive=True)
+
+
+def test_a_killed_worker_ends_the_build_which_then_goes_on(corpus: Path, whole: Path) -> None:
+    out = corpus / "killed" / "d"
+    build = command(corpus, "--out", str(out), "data.workers=2")
+    with subprocess.Popen(build, stderr=subprocess.PIPE) as broken:
+        while not (workers := children(broken)):
+            time.sleep(0.01)
+        workers[0].kill()
+        assert broken.stderr is not None
+        said = broken.stderr.read().decode()
+    assert broken.returncode == 1
+    assert "a worker ended while it did " in said
+    assert "run the command again to go on" in said
+    psutil.wait_procs(workers, timeout=10)
+    assert not any(worker.is_running() for worker in workers)
+    assert not out.exists()
+    subprocess.run(build, check=True)
+    same(whole, out)
+
+
+def test_an_interrupted_build_says_how_to_go_on(corpus: Path) -> None:
+    out = corpus / "d"
+    build = command(corpus, "--out", str(out), "data.workers=2")
+    with subprocess.Popen(build, stderr=subprocess.PIPE) as stopped:
+        while not (workers := children(stopped)):
+            time.sleep(0.01)
+        stopped.send_signal(signal.SIGINT)
+        assert stopped.stderr is not None
+        said = stopped.stderr.read().decode()
+    assert stopped.returncode == 130
+    assert "interrupted; what is done is kept: run the command again" in said
+    psutil.wait_procs(workers, timeout=10)
+    assert not any(worker.is_running() for worker in workers)
+    assert not out.exists()
+    again = subprocess.run([*build, "data.held_out=0.3"], capture_output=True, check=False)
+    assert b"unfinished build of something else (its configuration is another)" in again.stderr
+    assert not out.exists()
 
 
 def test_two_builds_at_once_do_not_mix(corpus: Path) -> None:

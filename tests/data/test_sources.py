@@ -44,7 +44,14 @@ def test_marked_unicode_comes_back(text: str, encoding: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize(
-    "text", ["plain words\nin lines\n", "Ωμέγα, δεύτερη γραμμή\n", "日本 語\n"]
+    "text",
+    [
+        "plain words\nin lines\n",
+        "Ωμέγα, δεύτερη γραμμή\n",
+        "日本 語\n",
+        "достопримечательности Владивостока\n",
+        "एक लड़का और उसकी बहन\n",
+    ],
 )
 def test_utf16_without_a_mark_is_recognised(text: str, encoding: str) -> None:
     assert decode(text.encode(encoding)) == (text, encoding)
@@ -68,6 +75,7 @@ def test_legacy_encodings() -> None:
         # Little-endian 16-bit samples: zeros on one side, but no characters on the other.
         b"".join(n.to_bytes(2, "little") for n in range(1, 30)),
         b"text with one \0 in it",
+        b"abc\0def and no UTF-16\n",
     ],
 )
 def test_binary_is_no_text(data: bytes) -> None:
