@@ -191,11 +191,10 @@ class Work:
                     empty += 1
                     continue
                 tally.seen(text)
-                document: Document | None = Document(raw.name, text, raw.source)
-                if self._cleaner is not None:
-                    document = self._cleaner(document, tally)
-                if document is not None:
-                    yield document
+                came = Document(raw.name, text, raw.source)
+                kept = came if self._cleaner is None else self._cleaner(came, tally)
+                if kept is not None:
+                    yield kept
 
         stays = cleaned()
         if self._decontaminator is not None:
