@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -131,6 +132,9 @@ def measured(
     session = make_session(spec, dataset, view, processes)
     scratch = processes.each(lambda: fresh_state(spec, dataset, device, session.processes))
     steps, compiled = calibrate(scratch, session, time.perf_counter() - began)
+    # Its parts refer to one another, and would stay beside the run's own for a while.
+    del scratch
+    gc.collect()
     filled: dict[str, Any] = {"steps": steps, "compile": compiled, "minutes": None, "tokens": None}
     if not spec.train.checkpoint.scheduled:
         checkpoint = {**spec.train.checkpoint.values(), "every": max(1, -(-steps // CHECKPOINTS))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -93,14 +94,20 @@ class Jobs:
         plain = re.sub("ngrams = .*|share = .*", "", model)
         (folder / "plain.toml").write_text(CONFIG.replace(model, plain))
 
-    def start(self, processes: int, *arguments: str, more: tuple[str, ...] = ()) -> Any:
+    def start(
+        self,
+        processes: int,
+        *arguments: str,
+        more: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> Any:
         several = ["-m", "torch.distributed.run", *(more or ("--standalone",))]
         several += ["--nproc-per-node", str(processes)]
         several = several if processes > 1 or more else []
         return subprocess.Popen(
             [sys.executable, *several, "-m", "flyweight", *arguments],
             cwd=self.folder,
-            env=self.environment,
+            env={**self.environment, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -120,7 +127,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, done: Callable[..., Any]) -> 
 @pytest.fixture(scope="module")
 def alone(jobs: Jobs) -> Path:
     """The run of one process; not to be changed."""
-    jobs(1, "train", "tiny.toml", "--out", "alone").ok()
+    done = jobs(1, "train", "tiny.toml", "--out", "alone").ok()
+    assert "[distributed] changes nothing in a process alone" in done.err
     return jobs.folder / "alone"
 
 
@@ -271,19 +279,59 @@ def test_what_cannot_be_is_said_once(jobs: Jobs, extra: list[str], said: str) ->
 
 
 @pytest.mark.slow
-def test_processes_that_disagree_are_refused(jobs: Jobs) -> None:
-    """Two machines that were given different settings: each is an agent of torchrun's."""
+def test_a_run_that_another_job_trains_is_refused_once(jobs: Jobs, alone: Path) -> None:
+    run = cut(alone, jobs.folder / "taken")
+    with open(run / "run.toml", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = jobs(2, "resume", str(run))
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert done.code == 1
+    assert len(errors) == 1 and "another process is training" in errors[0], done.err
+
+
+def machines(jobs: Jobs, *commands: list[str]) -> str:
+    """What machines say that were given different commands, each an agent of torchrun's. All of
+    them fail."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = str(found.getsockname()[1])
     agents = []
-    for number, steps in enumerate(("4", "5")):
-        more = ("--nnodes", "2", "--node-rank", str(number))
+    for number, command in enumerate(commands):
+        more = ("--nnodes", str(len(commands)), "--node-rank", str(number))
         more += ("--master-addr", "localhost", "--master-port", port)
-        command = ["train", "tiny.toml", "--out", "disagree", f"train.steps={steps}"]
         agents.append(jobs.start(1, *command, more=more))
     said = "".join(agent.communicate(timeout=600)[1] for agent in agents)
     assert all(agent.returncode for agent in agents)
+    return said
+
+
+@pytest.mark.slow
+def test_processes_that_disagree_are_refused(jobs: Jobs, alone: Path) -> None:
+    command = ["train", "tiny.toml", "--out", "disagree"]
+    said = machines(jobs, [*command, "train.steps=4"], [*command, "train.steps=5"])
     assert "the processes disagree on the run: rank 1 on" in said
     assert "train.steps: 4 here, 5 there" in said
     assert not (jobs.folder / "disagree").exists()
+    # The same run, rounded otherwise.
+    assert jobs(2, "train", "tiny.toml", "--out", "other").code == 0
+    here, there = (
+        cut(run, run.with_name(f"{run.name}-half")) for run in (alone, jobs.folder / "other")
+    )
+    said = machines(jobs, ["resume", str(here)], ["resume", str(there)])
+    assert "the processes disagree on the checkpoint of step 2: rank 1 on" in said
+    assert len(ledger(here)) == 4, "nothing was changed"
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE = 2 in the environment, but no RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "the 2 processes of this job did not meet at ?:?"),
+    ],
+)
+def test_processes_that_torchrun_did_not_start(
+    jobs: Jobs, environment: dict[str, str], said: str
+) -> None:
+    begun = jobs.start(1, "train", "tiny.toml", "--out", "unmet", environment=environment)
+    out, err = begun.communicate(timeout=600)
+    jobs.done(begun.returncode, out, err).failed(said, "torchrun")
