@@ -46,7 +46,7 @@ test: check
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
 
-# Kills the trainer at 75 instants and fills its disk, writes included.
+# Kills the trainer at 105 instants and fills its disk, writes included.
 test-crash: setup
 	$(PYTEST) -m crash $(ARGS)
 

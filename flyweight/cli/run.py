@@ -68,11 +68,11 @@ def prompts_from(dataset: Dataset, count: int, length: int = 48) -> list[str]:
     return prompts or [""]
 
 
-def sampler(view: View) -> Callable[[TrainState, RunFolder, Any], None]:
-    """A function that samples from the model in training and records it in samples.jsonl."""
+def sample_maker() -> Callable[[TrainState, RunFolder], dict[str, Any]]:
+    """A function that samples from the model in training: the line that samples.jsonl gets."""
     prompt: list[str] = []
 
-    def take(state: TrainState, run: RunFolder, _: Any) -> None:
+    def make(state: TrainState, run: RunFolder) -> dict[str, Any]:
         from flyweight.model.runtime import TorchModel
         from flyweight.train.start import open_dataset
 
@@ -86,10 +86,20 @@ def sampler(view: View) -> Callable[[TrainState, RunFolder, Any], None]:
         )
         state.model.train()
         seconds = round(time.perf_counter() - begin, 3)
-        line = {"step": state.step, "prompt": prompt[0], "text": text, "seconds": seconds}
+        return {"step": state.step, "prompt": prompt[0], "text": text, "seconds": seconds}
+
+    return make
+
+
+def sampler(view: View) -> Callable[[TrainState, RunFolder, Any], None]:
+    """A function that samples from the model in training and records it in samples.jsonl."""
+    make = sample_maker()
+
+    def take(state: TrainState, run: RunFolder, _: Any) -> None:
+        line = make(state, run)
         with open(run.samples, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        view.sample(state.step, prompt[0], text)
+        view.sample(state.step, line["prompt"], line["text"])
 
     return take
 

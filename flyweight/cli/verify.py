@@ -23,14 +23,18 @@ def verify(
 ) -> None:
     """Check every file of a run, take its steps again, and compare them bit for bit.
 
-    Exit code 1 where anything does not hold; what it is goes to standard output.
+    A run of several processes: by as many, started with torchrun. Exit code 1 where anything does
+    not hold; what it is goes to standard output.
     """
-    from flyweight.report.live import view_for
+    from flyweight.cli.run import sample_maker, watched
+    from flyweight.train.processes import joined
     from flyweight.train.verify import verify_run
 
-    first, last = _stretch(steps)
-    with view_for() as view:
-        verdict = verify_run(run, first, last, view)
+    with joined() as processes, watched(processes.leader) as (view, _):
+        first, last = processes.each(lambda: _stretch(steps))
+        verdict = verify_run(run, first, last, view, sample_maker(), processes)
+    if not processes.leader:
+        return
     if json:
         import json as to
 
@@ -72,6 +76,8 @@ def _words(verdict: Verdict) -> str:
     begin = f"checkpoint {verdict.began}" if verdict.began else "the seed's own weights"
     lines.append(f"  re-run   {verdict.steps_compared:,} steps from {begin}")
     lines.append(f"  tensors  {_tensors(verdict)}")
+    if verdict.samples_compared:
+        lines.append(f"  samples  taken again after step {_some(verdict.samples_compared)}")
     if verdict.tolerance is not None:
         within = ", ".join(f"{key} {value:g}" for key, value in verdict.tolerance.items())
         lines.append(f"  within   {within} (relative), for {verdict.inexact}")
@@ -81,9 +87,12 @@ def _words(verdict: Verdict) -> str:
 def _tensors(verdict: Verdict) -> str:
     if not verdict.tensors_compared:
         return "none compared: no checkpoint lies in the steps taken again"
-    shown = ", ".join(map(str, verdict.tensors_compared[-6:]))
-    more = ", ..., " if len(verdict.tensors_compared) > 6 else ""
     gone = (
         f"; {len(verdict.by_digest)} of them removed since, by digest" if verdict.by_digest else ""
     )
-    return f"compared after step {more}{shown}{gone}"
+    return f"compared after step {_some(verdict.tensors_compared)}{gone}"
+
+
+def _some(steps: list[int]) -> str:
+    shown = ", ".join(map(str, steps[-6:]))
+    return f"..., {shown}" if len(steps) > 6 else shown

@@ -6,19 +6,23 @@ the chain and the digests of the configuration and the dataset, the dataset thos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flyweight.data.shards import Dataset
 from flyweight.files.atomic import sha256
 from flyweight.files.index import entry
-from flyweight.files.model_folder import SPEC, TOKENIZER, WEIGHTS, read_spec
-from flyweight.files.run import RunFolder, json_lines, read_checkpoint_state
+from flyweight.files.model_folder import SPEC, TOKENIZER, read_spec
+from flyweight.files.run import STATE, RunFolder, json_lines, read_checkpoint_state
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.run import RunSpec
+from flyweight.train.checkpoints import due
 from flyweight.train.ledger import identity_of, link
+from flyweight.train.state import OPTIMIZER, WEIGHTS
 
 
 class Finding(NamedTuple):
@@ -40,6 +44,8 @@ class Audit:
     states: dict[int, dict[str, Any]] = field(default_factory=dict)
     # The index: a line for every checkpoint ever saved, by step.
     index: dict[int, dict[str, Any]] = field(default_factory=dict)
+    # What the model wrote along the way, by step.
+    samples: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def found(self, where: object, what: str) -> None:
         self.findings.append(Finding(str(where), what))
@@ -54,7 +60,14 @@ def audit(run: RunFolder) -> Audit:
     _ledger(run, result)
     _index(run, result)
     _model(run, result)
+    _samples(run, result)
     return result
+
+
+# What state.json says, apart from its digests.
+_DESCRIBED = {
+    "step": int, "tokens": int, "bytes": int, "chain": str, "extra": dict, "identity": dict
+}  # fmt: skip
 
 
 def _checkpoints(run: RunFolder, result: Audit) -> None:
@@ -64,6 +77,11 @@ def _checkpoints(run: RunFolder, result: Audit) -> None:
             state = read_checkpoint_state(path)
         except FlyweightError as error:
             result.found(path, str(error))
+            continue
+        if state["sha256"].keys() != {WEIGHTS, OPTIMIZER, STATE} or any(
+            not isinstance(state.get(key), kind) for key, kind in _DESCRIBED.items()
+        ):
+            result.found(path / STATE, "it does not say what a checkpoint says")
             continue
         if state["step"] != step:
             result.found(path, f"the folder's name says step {step}, its state {state['step']}")
@@ -114,11 +132,7 @@ def _disagree(result: Audit, key: str, value: str) -> str:
 
 
 def _ledger(run: RunFolder, result: Audit) -> None:
-    try:
-        result.ledger = list(json_lines(run.ledger))
-    except FlyweightError as error:
-        result.found(run.ledger, str(error))
-        return
+    result.ledger = _lines(run.ledger, result)
     steps = [line["step"] for line in result.ledger]
     for at, step in enumerate(steps, 1):
         if step != at:
@@ -173,21 +187,45 @@ def _agree(
             return
 
 
-def _index(run: RunFolder, result: Audit) -> None:
+def _lines(path: Path, result: Audit) -> list[dict[str, Any]]:
+    """The lines of a file with a step in each, which must be as `json.dumps` wrote them: a key
+    that stands twice says one thing to one reader and another to the next."""
     try:
-        lines = list(json_lines(run.index))
+        lines = list(json_lines(path))
     except FlyweightError as error:
-        result.found(run.index, str(error))
-        return
+        result.found(path, str(error))
+        return []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines(True) if lines else []
+    for at, (text, line) in enumerate(zip(texts, lines, strict=False), 1):
+        if text.removesuffix("\n") != json.dumps(line):
+            result.found(f"{path}, line {at}", "it is not as Flyweight wrote it: it was changed")
+    # A crash cuts a last line short of its end, and leaves none behind it.
+    for at, text in enumerate(texts[len(lines) :], len(lines) + 1):
+        if text.endswith("\n"):
+            result.found(f"{path}, line {at}", "it is not the JSON of a step: it was changed")
+    return lines
+
+
+def _index(run: RunFolder, result: Audit) -> None:
+    lines = _lines(run.index, result)
     result.index = {line["step"]: line for line in lines}
+    newest = len(result.ledger)
     for at, line in enumerate(lines, 1):
-        step = line["step"]
-        if step > len(result.ledger):
+        step, where = line["step"], f"{run.index}, line {at}"
+        if at > 1 and step <= lines[at - 2]["step"]:
+            result.found(where, f"step {step} comes after step {lines[at - 2]['step']}")
+            continue
+        if not 0 <= step <= newest:
+            result.found(where, f"it is of step {step}, but the ledger ends at step {newest}")
+            continue
+        if not isinstance(line.get("sha256"), dict):
+            result.found(where, f"it has no digests of step {step}")
+            del result.index[step]
             continue
         state = result.states.get(step)
         if state is None:
             # Removed since: the ledger still knows all but the digests.
-            digests = {**line.get("sha256", {}), "state.json": line.get("digest")}
+            digests = {**line["sha256"], STATE: line.get("digest")}
             counts = {key: result.ledger[step - 1].get(key) for key in ("tokens", "bytes", "chain")}
             state = {**counts, "step": step, "sha256": digests}
             if step == 0:
@@ -196,10 +234,17 @@ def _index(run: RunFolder, result: Audit) -> None:
         wrong = [k for k in {**expected, **line} if line.get(k) != expected.get(k)]
         if wrong:
             result.found(
-                f"{run.index}, line {at}",
+                where,
                 f"its {' and '.join(sorted(wrong))} of step {step} is not what the checkpoint"
                 " and the ledger say",
             )
+    if result.spec is not None and result.spec.train.steps is not None:
+        train, steps = result.spec.train, result.spec.train.steps
+        # A crash may come between the ledger's last line, its checkpoint and the index.
+        saved = {step for step in range(1, newest) if due(train.checkpoint, step, steps)}
+        if missing := sorted(saved - {line["step"] for line in lines}):
+            named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            result.found(run.index, f"it has no line of checkpoint {named}")
 
 
 def _model(run: RunFolder, result: Audit) -> None:
@@ -207,8 +252,16 @@ def _model(run: RunFolder, result: Audit) -> None:
     weights = run.model / WEIGHTS
     if not weights.is_file():
         return
-    if sha256(weights) not in set(_weight_digests(result)):
+    found = sha256(weights)
+    of = [s for s, each in (result.states | result.index).items() if found == _digest_of(each)]
+    if not of:
         result.found(weights, "its weights are of no checkpoint of this run")
+    elif result.spec is not None and len(result.ledger) == result.spec.train.steps not in of:
+        result.found(
+            weights,
+            f"its weights are those of checkpoint {of[-1]}, not the newest;"
+            f" to write them: flyweight resume {run.path}",
+        )
     try:
         if result.spec is not None and read_spec(run.model) != result.spec.model:
             result.found(run.model / SPEC, "it is not the model of run.toml")
@@ -220,10 +273,30 @@ def _model(run: RunFolder, result: Audit) -> None:
         result.found(run.model, str(error))
 
 
-def _weight_digests(result: Audit) -> Iterator[str]:
-    described: Sequence[dict[str, Any]] = [*result.states.values(), *result.index.values()]
-    for state in described:
-        yield state["sha256"].get(WEIGHTS, "")
+def _digest_of(described: dict[str, Any]) -> Any:
+    return described["sha256"].get(WEIGHTS)
+
+
+def _samples(run: RunFolder, result: Audit) -> None:
+    """samples.jsonl, where there is one: each step that was due, once. Their text is the re-run's
+    to judge."""
+    lines = _lines(run.samples, result)
+    result.samples = {line["step"]: line for line in lines}
+    every = result.spec.train.sample_every if result.spec is not None else None
+    if not lines or not every:
+        return
+    newest = len(result.ledger)
+    for at, line in enumerate(lines, 1):
+        if line["step"] != at * every or line["step"] > newest:
+            result.found(
+                f"{run.samples}, line {at}",
+                f"it is of step {line['step']}, but a sample was due after step {at * every}",
+            )
+            return
+    # A crash may come between the last line of the ledger and its sample.
+    if len(lines) < (newest - 1) // every:
+        due_at = (len(lines) + 1) * every
+        result.found(run.samples, f"it has no sample of step {due_at}")
 
 
 def as_json(findings: Sequence[Finding]) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ import torch
 from flyweight.files.atomic import write_text
 from flyweight.spec.errors import ConfigurationError
 from flyweight.spec.run import Train
+from flyweight.train.kernels import instruction_set
 
 
 def matrix_peak(
@@ -69,6 +70,17 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+# What keeps PyTorch's matrix products from the processor's best instructions, where it is set.
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+
+
+def instructions() -> str:
+    """The instruction sets that PyTorch and our kernels compute with, and what limits them."""
+    limits = [f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ]
+    sets = [torch.backends.cpu.get_cpu_capability(), instruction_set()]
+    return ", ".join([*sets, *limits])
+
+
 def environment(processes: int = 1) -> dict[str, Any]:
     """Versions, processor, threads and commit, for environment.json."""
     from flyweight import __version__
@@ -87,6 +99,7 @@ def environment(processes: int = 1) -> dict[str, Any]:
         "system": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
+        "instructions": instructions(),
         "threads": torch.get_num_threads(),
         "processes": processes,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -105,6 +118,7 @@ def difference(there: dict[str, Any], here: dict[str, Any]) -> str:
 # The parts of environment() that decide how sums are rounded.
 _DECIDES = {
     "processor": "processor",
+    "instructions": "instruction set",
     "accelerator": "accelerator",
     "threads": "number of threads",
     "processes": "number of processes",

@@ -41,11 +41,13 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 CHECKPOINTS = 4
 
 
-def prepare(spec: RunSpec, dataset: Dataset, view: View) -> tuple[Session, TrainState]:
+def prepare(
+    spec: RunSpec, dataset: Dataset, view: View, processes: Processes = ALONE
+) -> tuple[Session, TrainState]:
     """What a run's steps need, and its state as it was before the first one (the weights that it
-    started from apart)."""
-    session = make_session(spec, dataset, view)
-    state = fresh_state(spec, dataset, session.device)
+    started from apart). All processes must call it."""
+    session = make_session(spec, dataset, view, processes)
+    state = processes.each(lambda: fresh_state(spec, dataset, session.device, session.processes))
     state.chain = first_link(spec, dataset.fingerprint, session.order)
     return session, state
 

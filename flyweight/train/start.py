@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ from flyweight.files.atomic import write_text
 from flyweight.files.index import entries, mend
 from flyweight.files.model_folder import write_model_folder
 from flyweight.files.run import RunFolder
-from flyweight.model.decoder import Decoder
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 from flyweight.spec.run import RunSpec
 from flyweight.train.calibrate import count_flops
@@ -247,14 +245,8 @@ def _tidied(run: RunFolder, spec: RunSpec, step: int) -> None:
 
 def _sampled(sampler: Sampler, state: TrainState, run: RunFolder, view: View) -> None:
     """Sample in the leader, from a whole copy of a model that is spread over processes."""
-    layout = state.optimizer.layout
-    if layout.processes.size == 1:
-        return sampler(state, run, view)
-    weights = layout.weights(state.model)
-    if layout.processes.leader:
-        model = Decoder(state.model.spec)
-        model.load_state_dict(weights)
-        sampler(replace(state, model=model), run, view)
+    if (whole := state.gathered()) is not None:
+        sampler(whole, run, view)
 
 
 def _disk_error(error: OSError, run: RunFolder) -> FlyweightError:

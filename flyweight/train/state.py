@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,18 @@ class TrainState:
         """The tensors of each file of a checkpoint, whole; all processes must call it."""
         weights = self.optimizer.layout.weights(self.model)
         return {WEIGHTS: weights, OPTIMIZER: self.optimizer.tensors()}
+
+    def gathered(self) -> TrainState | None:
+        """This state with a whole model; None but in the leader. All processes must call it."""
+        layout = self.optimizer.layout
+        if layout.processes.size == 1:
+            return self
+        weights = layout.weights(self.model)
+        if not layout.processes.leader:
+            return None
+        model = Decoder(self.model.spec)
+        model.load_state_dict(weights)
+        return replace(self, model=model)
 
     def load(self, path: Path) -> None:
         """Restore from a checkpoint folder after checking digests, identity and shapes."""

@@ -58,6 +58,7 @@ class Trainer:
 
     program: Any
     library: Path
+    kind: str
     calls: str = ""
     said: str = ""
 
@@ -71,7 +72,7 @@ class Trainer:
 
     def train(self, folder: Path, limit: int | None = None, **how: Any) -> Any:
         """Begin to `train`, or to `resume` where the run was begun. ``how``: CRASH_AT and so on."""
-        words = ["train", "bytes.toml", *SETTINGS, "--out", folder.name]
+        words = ["train", f"{self.kind}.toml", *SETTINGS, "--out", folder.name]
         if (folder / "run.toml").exists():
             words = ["resume", folder.name]
         elif folder.exists() and any(folder.iterdir()):
@@ -133,15 +134,23 @@ def samples(run: RunFolder) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def made(furnish: Any, tmp_path_factory: pytest.TempPathFactory, library: Path) -> Trainer:
-    """The undisturbed run; a module's tests share it."""
+def made(
+    request: pytest.FixtureRequest,
+    furnish: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    library: Path,
+) -> Trainer:
+    """The undisturbed run; a module's tests share it. By default of Muon with sparse n-gram
+    tables, as quickstart's, with the engine's kernels; thinned by every rule."""
     program = furnish(tmp_path_factory.mktemp("crashes"))
-    trainer = Trainer(program, library)
+    trainer = Trainer(program, library, getattr(request, "param", "bytes"))
     noted = program.folder / "calls"
     assert trainer.end(trainer.train(trainer.whole, CRASH_COUNT=noted)) == 0, trainer.said
     trainer.calls = noted.read_text()
     steps = RunFolder(trainer.whole).steps()
-    assert set(steps) >= {8, 16, 22, 24} and len(steps) <= 5, "newest, every eighth and the best"
+    assert steps[-2:] == [22, 24] and set(steps) >= {8, 16} and len(steps) <= 5, (
+        "newest, every eighth and the best"
+    )
     assert [line["step"] for line in samples(RunFolder(trainer.whole))] == [6, 12, 18, 24]
     return trainer
 
@@ -194,10 +203,25 @@ def test_a_full_disk_loses_nothing(trainer: Trainer) -> None:
     trainer.finish()
 
 
+# muP, schedules, ramps, spikes, dropout and spans under AdamW; patches of bytes.
+OTHERS = pytest.mark.parametrize("made", ["recipes", "patches"], indirect=True)
+
+
 @pytest.mark.crash
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_at_fifty_random_calls(trainer: Trainer, seed: int) -> None:
-    """Five each, none so late that the run would end before the last of them."""
+    killed_at_random_calls(trainer, seed)
+
+
+@pytest.mark.crash
+@OTHERS
+@pytest.mark.parametrize("seed", [10, 11])
+def test_other_recipes_killed_at_random_calls(trainer: Trainer, seed: int) -> None:
+    killed_at_random_calls(trainer, seed)
+
+
+def killed_at_random_calls(trainer: Trainer, seed: int) -> None:
+    """Five times, never so late that the run would end before the last of them."""
     rng = random.Random(seed)
     for _ in range(5):
         assert killed_at(trainer, rng.randrange(len(trainer.calls) // 6)) == -signal.SIGKILL
@@ -207,6 +231,17 @@ def test_killed_at_fifty_random_calls(trainer: Trainer, seed: int) -> None:
 @pytest.mark.crash
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_at_random_instants(trainer: Trainer, seed: int) -> None:
+    killed_at_random_instants(trainer, seed)
+
+
+@pytest.mark.crash
+@OTHERS
+@pytest.mark.parametrize("seed", [10])
+def test_other_recipes_killed_at_random_instants(trainer: Trainer, seed: int) -> None:
+    killed_at_random_instants(trainer, seed)
+
+
+def killed_at_random_instants(trainer: Trainer, seed: int) -> None:
     rng = random.Random(100 + seed)
     for _ in range(5):
         process = trainer.train(trainer.run)

@@ -183,6 +183,41 @@ def test_two_processes_make_the_run_of_one(jobs: Jobs, alone: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_of_two_is_verified_by_two_or_within_a_tolerance_by_one(jobs: Jobs) -> None:
+    assert jobs(2, "train", "tiny.toml", "--out", "proved").code == 0
+    done = jobs(2, "verify", "proved", "--json")
+    assert done.code == 0, done.err
+    found = done.json()
+    assert found["exact"] and found["steps_compared"] == 4 and found["tensors_compared"] == [2, 4]
+    found = jobs(1, "verify", "proved", "--json").ok().json()
+    assert found["inexact_because"] == "the run's number of processes was 2, here it is 1"
+    assert found["steps_compared"] == 4 and found["tensors_compared"] == [2, 4]
+    ledger = jobs.folder / "proved/ledger.jsonl"
+    ledger.write_text(
+        ledger.read_text().replace('"step": 3, "tokens": 1', '"step": 3, "tokens": 2')
+    )
+    done = jobs(2, "verify", "proved")
+    assert done.code == 1 and "does not hold" in done.out
+    assert "ledger.jsonl, line 3: the chain of digests breaks here" in done.out
+    assert done.out.count("does not hold") == 1, "the leader alone speaks"
+
+
+@pytest.mark.slow
+def test_what_two_processes_drew_one_cannot_draw(jobs: Jobs) -> None:
+    drop = ["train.dropout=0.1", "model.ngrams.dropout=0.2"]
+    assert jobs(2, "train", "tiny.toml", "--out", "drawn", *drop).code == 0
+    said = "torchrun --nproc-per-node 2 -m flyweight verify drawn"
+    jobs(1, "verify", "drawn").failed("taken by 2 processes", said)
+    done = jobs(2, "verify", "drawn", "--json")
+    assert done.code == 0 and done.json()["exact"], done.err
+    # Gone on with alone, each stretch is its own processes' to verify.
+    shutil.rmtree(jobs.folder / "drawn/checkpoints/000004")
+    jobs(1, "resume", "drawn").ok()
+    assert jobs(1, "verify", "drawn", "--steps", "3:", "--json").ok().json()["exact"]
+    jobs(1, "verify", "drawn").failed("taken by 2 and then 1 processes", "--steps A:B")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["none", "optimizer", "gradients", "parameters"])
 def test_a_checkpoint_of_four_goes_on_anywhere(jobs: Jobs, alone: Path, level: str) -> None:
     four, shard = jobs.folder / f"four-{level}", f"distributed.shard={level}"

@@ -42,9 +42,9 @@ def flip(file: Path, at: int = -5) -> None:
     file.write_bytes(content)
 
 
-def reseal(run: Path, step: int, **changes: Any) -> None:
+def reseal(run: Path, at: int, **changes: Any) -> None:
     """Make a checkpoint's state.json, and its line of the index, agree with its files again."""
-    folder = run / "checkpoints" / f"{step:06d}"
+    folder = run / "checkpoints" / f"{at:06d}"
     state = {**json.loads((folder / STATE).read_text()), **changes}
     for name in state["sha256"]:
         if name != STATE:
@@ -53,7 +53,7 @@ def reseal(run: Path, step: int, **changes: Any) -> None:
     state = json.loads((folder / STATE).read_text())
     lines = lines_of(run, "checkpoints.jsonl")
     for line in lines:
-        if line["step"] == step:
+        if line["step"] == at:
             line |= {key: state[key] for key in ("chain", "tokens", "bytes")}
             line["digest"] = state["sha256"].pop(STATE)
             line["sha256"] = state["sha256"]
@@ -82,6 +82,62 @@ def test_an_honest_run_holds_to_the_bit(run: Path, command: Any) -> None:
     assert "3 steps from checkpoint 8" in words and "no checkpoint lies in the steps" in words
     part = command("verify", "run", "--steps", "9:", "--json").ok().json()
     assert (part["began_at"], part["tensors_compared"]) == (8, [12])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "patches", "recipes"])
+def test_every_recipe_holds_to_the_bit_resumed_too(
+    finished: Callable[[str], Path], command: Any, tmp_path: Path, kind: str
+) -> None:
+    """ "recipes": muP, ramps, dropout, spikes, spans and prefixes, tokens further ahead."""
+    shutil.copytree(finished(kind), tmp_path / "run")
+    for _ in range(2):
+        done = command("verify", "run", "--json").ok().json()
+        assert done["holds"] and done["exact"] and done["steps_compared"] == 12
+        assert done["tensors_compared"] == [4, 8, 12]
+        shutil.rmtree(tmp_path / "run/checkpoints/000012")
+        command("resume", "run").ok()
+
+
+def test_a_run_from_weights_holds_and_needs_them(program: Any, command: Any, run: Path) -> None:
+    text = (program.folder / "bytes.toml").read_text()
+    model = text[text.index("[model]") : text.index("[data]")]
+    start = text.replace(model, '[model]\nstart = "run"\n')
+    (program.folder / "start.toml").write_text(start)
+    settings = ["train.steps=5", "train.optimizer.kind=adamw", "seed=3"]
+    command("train", "start.toml", *settings, "--out", "on").ok()
+    done = command("verify", "on", "--json").ok().json()
+    assert done["exact"] and (done["began_at"], done["tensors_compared"]) == (0, [4, 5])
+    flip(program.folder / "on/checkpoints/000000/model.safetensors")
+    done = command("verify", "on", "--json")
+    assert done.code == 1
+    found = done.json()["findings"]
+    assert any("000000" in each["where"] and "recorded digest" in each["what"] for each in found)
+    assert any("starts from are not there" in each["what"] for each in found)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_holds_to_the_bit(program: Any, command: Any) -> None:
+    command("train", "bpe.toml", "train.compile=on", "--out", "run").ok()
+    done = command("verify", "run", "--json").ok().json()
+    assert done["exact"] and done["steps_compared"] == 12
+
+
+def test_samples_are_taken_again(program: Any, command: Any) -> None:
+    run = program.folder / "run"
+    command("train", "bytes.toml", "train.sample_every=6", "--out", "run").ok()
+    done = command("verify", "run", "--json").ok().json()
+    assert done["exact"] and done["samples_compared"] == [6, 12]
+    lines = lines_of(run, "samples.jsonl")
+    better = {**lines[0], "text": "Once upon a time"}
+    for samples, where, what in (
+        ([better, lines[1]], "samples.jsonl, step 6", "its text is not what the model says"),
+        (lines[1:], "samples.jsonl, line 1", "of step 12, but a sample was due after step 6"),
+    ):
+        write_lines(run, samples, "samples.jsonl")
+        done = command("verify", "run", "--steps", "5:6", "--json")
+        assert done.code == 1
+        (found,) = done.json()["findings"]
+        assert where in found["where"] and what in found["what"]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +270,126 @@ def swapped(run: Path) -> None:
     a.rename(c), b.rename(a), c.rename(b)
 
 
+def renumbered(run: Path) -> None:
+    """Checkpoint 12 in the place of 8, with every digest made to agree."""
+    shutil.rmtree(run / "checkpoints/000008")
+    shutil.copytree(run / "checkpoints/000012", run / "checkpoints/000008")
+    reseal(run, 8, step=8)
+
+
+def copied_over(run: Path) -> None:
+    shutil.copytree(run / "checkpoints/000012", run / "checkpoints/000008", dirs_exist_ok=True)
+
+
+def older_weights_resealed(run: Path) -> None:
+    a, b = (run / f"checkpoints/{name}/model.safetensors" for name in ("000008", "000012"))
+    b.unlink()
+    shutil.copy(a, b)
+    reseal(run, 12)
+
+
+def says_less(run: Path) -> None:
+    folder = run / "checkpoints/000012"
+    state = json.loads((folder / STATE).read_text())
+    del state["identity"]
+    (folder / STATE).write_text(sealed(state))
+
+
+def no_digests(run: Path) -> None:
+    folder = run / "checkpoints/000012"
+    state = json.loads((folder / STATE).read_text())
+    (folder / STATE).write_text(sealed({**state, "sha256": {}}))
+
+
+def older_model(run: Path) -> None:
+    (run / "model/model.safetensors").unlink()
+    shutil.copy(run / "checkpoints/000008/model.safetensors", run / "model")
+
+
+def model_shape(run: Path) -> None:
+    file = run / "model/model.toml"
+    text = file.read_text()
+    assert "eps = 1e-06" in text
+    file.write_text(text.replace("eps = 1e-06", "eps = 1e-05"))
+
+
+def model_tokenizer(run: Path) -> None:
+    with open(run / "model/tokenizer.json", "a") as file:
+        file.write(" ")
+
+
+def tokenizer(run: Path) -> None:
+    with open(run / "dataset/tokenizer.json", "a") as file:
+        file.write(" ")
+
+
+def borders(run: Path) -> None:
+    flip(next((run / "dataset").glob("train-*.idx")), -8)
+
+
+def held_out(run: Path) -> None:
+    flip(next((run / "dataset").glob("held_out-*.bin")))
+
+
+def names(run: Path) -> None:
+    file = run / "dataset/documents.jsonl"
+    file.write_text(file.read_text().replace("heapq.py", "heapQ.py"))
+
+
+def record(run: Path) -> None:
+    values = json.loads((run / "dataset/dataset.json").read_text())
+    values["eot_id"] -= 1
+    (run / "dataset/dataset.json").write_text(json.dumps(values))
+
+
+def fingerprint(run: Path) -> None:
+    data = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**data, "fingerprint": "0" * 64}))
+
+
+def lines_swapped(run: Path) -> None:
+    lines = lines_of(run)
+    lines[4], lines[5] = lines[5], lines[4]
+    write_lines(run, lines)
+
+
+def line_doubled(run: Path) -> None:
+    lines = lines_of(run)
+    write_lines(run, [*lines[:6], *lines[5:]])
+
+
+def cut_within(run: Path) -> None:
+    lines = (run / "ledger.jsonl").read_text().splitlines(True)
+    lines[5] = lines[5][:40] + "\n"
+    (run / "ledger.jsonl").write_text("".join(lines))
+
+
+def said_twice(run: Path) -> None:
+    """One loss for a reader that takes a key's first value, another for one that takes the last."""
+    text = (run / "ledger.jsonl").read_text()
+    (run / "ledger.jsonl").write_text(text.replace('{"step": 6,', '{"step": 6, "loss": 0.1,'))
+
+
+def appended(run: Path) -> None:
+    with open(run / "ledger.jsonl", "a") as file:
+        file.write('{"loss": 0.1}\n')
+
+
+def index_shorter(run: Path) -> None:
+    write_lines(run, lines_of(run, "checkpoints.jsonl")[1:], "checkpoints.jsonl")
+
+
+def index_longer(run: Path) -> None:
+    lines = lines_of(run, "checkpoints.jsonl")
+    write_lines(run, [*lines, {**lines[-1], "step": 16}], "checkpoints.jsonl")
+
+
+def index_without_digests(run: Path) -> None:
+    lines = lines_of(run, "checkpoints.jsonl")
+    del lines[0]["sha256"]
+    write_lines(run, lines, "checkpoints.jsonl")
+
+
 @pytest.mark.parametrize(
     ("tamper", "where", "what"),
     [
@@ -234,6 +410,28 @@ def swapped(run: Path) -> None:
         (removed_ones_digest, "checkpoints.jsonl, step 4", "another digest"),
         (model, "model/model.safetensors", "of no checkpoint"),
         (swapped, "checkpoints/000008", "says step 8, its state 12"),
+        (copied_over, "checkpoints/000008", "says step 8, its state 12"),
+        (renumbered, "ledger.jsonl, line 8", "checkpoint 8 was saved with"),
+        (older_weights_resealed, "000012/model.safetensors", "tensors differ, taken again"),
+        (says_less, "000012/state.json", "does not say what a checkpoint says"),
+        (no_digests, "000012/state.json", "does not say what a checkpoint says"),
+        (older_model, "model/model.safetensors", "of checkpoint 8, not the newest"),
+        (model_shape, "model/model.toml", "not the model of run.toml"),
+        (model_tokenizer, "model/tokenizer.json", "not the dataset's tokenizer"),
+        (tokenizer, "data.json", "tokenizer.json has changed"),
+        (borders, "data.json", "train-00000.idx has changed"),
+        (held_out, "data.json", "held_out-00000.bin has changed"),
+        (names, "data.json", "documents.jsonl has changed"),
+        (record, "data.json", "dataset.json was changed by hand"),
+        (fingerprint, "data.json", "records the fingerprint 000000000000"),
+        (lines_swapped, "ledger.jsonl", "line 5 is step 6"),
+        (line_doubled, "ledger.jsonl", "line 7 is step 6"),
+        (cut_within, "ledger.jsonl", "line 6: not the JSON of a step"),
+        (said_twice, "ledger.jsonl, line 6", "not as Flyweight wrote it"),
+        (appended, "ledger.jsonl, line 13", "not the JSON of a step"),
+        (index_shorter, "checkpoints.jsonl", "no line of checkpoint 4"),
+        (index_longer, "checkpoints.jsonl, line 4", "of step 16, but the ledger ends at step 12"),
+        (index_without_digests, "checkpoints.jsonl, line 1", "no digests of step 4"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
