@@ -14,12 +14,14 @@
 | biases 0, gains 1                   |                     |                                   |
 
 "mup" is "normal" but for the blocks' matrices, whose deviations are divided by sqrt(m) with
-m = width / base_width; outputs not by sqrt(2 L) where scale.residual does it.
+m = width / base_width; outputs not by sqrt(2 L) where scale.residual does it. With ``truncate`` c
+every normal is cut at c deviations, which for c = 2 leaves 0.88 of them (BTLM's weights).
 """
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from flyweight.model.decoder import Decoder
 from flyweight.model.feedforward import LowRank
@@ -62,7 +64,11 @@ def init_weights(model: Decoder, seed: int) -> None:
             deviation = 0.02 if zero else std
         elif name.startswith(BLOCKS) and not zero:
             deviation = inner
+        most = model.spec.init.truncate
         if deviation == 0.0:
             weight.zero_()
-        else:
+        elif most is None:
             weight.normal_(0.0, deviation, generator=generator)
+        else:
+            bound = most * deviation
+            nn.init.trunc_normal_(weight, 0.0, deviation, -bound, bound, generator=generator)

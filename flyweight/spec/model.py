@@ -237,11 +237,14 @@ class Init(Table):
     blocks' matrices start from N(0, std²/m), all else as in "normal", and AdamW moves those
     matrices at 1/m of its rate. Outputs are divided by sqrt(2 L) as in BTLM (arXiv:2309.11568),
     unless scale.residual does that part (MiniCPM, arXiv:2404.06395).
+
+    ``truncate``: no number lies beyond so many deviations (BTLM: 2); it is drawn again.
     """
 
     kind: Literal["normal", "zero-outputs", "mup"] = "normal"
     std: PositiveFloat = 0.02
     base_width: Positive | None = None
+    truncate: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Init:
@@ -255,7 +258,7 @@ class Mup(Table):
 
     With m = width / base_width and L blocks: ``scale.embedding`` is ``embedding``,
     ``scale.logits`` is ``logits`` / m, ``scale.residual`` is ``residual`` / sqrt(L) where it is
-    set, and ``init`` has the kind "mup" and this ``std``.
+    set, and ``init`` has the kind "mup", this ``std`` and this ``truncate``.
     """
 
     base_width: Positive
@@ -263,14 +266,16 @@ class Mup(Table):
     embedding: PositiveFloat = 1.0
     logits: PositiveFloat = 1.0
     residual: PositiveFloat | None = None
+    truncate: PositiveFloat | None = None
 
     def tables(self, width: int, uses: int) -> dict[str, dict[str, Any]]:
         """``scale`` and ``init`` of a model of this width, with ``uses`` of blocks per token."""
         residual = 1.0 if self.residual is None else self.residual / math.sqrt(uses)
         logits = self.logits * self.base_width / width
+        init = {"kind": "mup", "std": self.std, "base_width": self.base_width}
         return {
             "scale": {"embedding": self.embedding, "residual": residual, "logits": logits},
-            "init": {"kind": "mup", "std": self.std, "base_width": self.base_width},
+            "init": init if self.truncate is None else {**init, "truncate": self.truncate},
         }
 
 

@@ -48,6 +48,25 @@ def state_of(made: ModelSpec) -> TrainState:
     return TrainState(model, Optimizer(OptimizerSpec.parse(rates), model))
 
 
+def test_btlm_s_normals_end_at_two_deviations() -> None:
+    """A normal cut at c = 2 keeps sqrt(1 - 2 c phi(c) / (2 Phi(c) - 1)) = 0.8796 of its deviation."""
+    phi, mass = math.exp(-2) / math.sqrt(2 * math.pi), math.erf(math.sqrt(2))
+    share = math.sqrt(1 - 2 * 2 * phi / mass)
+    whole, cut = (
+        Decoder(spec(256, mup={**MUP, "truncate": most} if most else MUP)) for most in (None, 2.0)
+    )
+    init_weights(whole, 0)
+    init_weights(cut, 0)
+    for (name, ours), theirs in zip(cut.named_parameters(), whole.parameters(), strict=True):
+        if ours.ndim > 1:
+            inner = name.startswith("blocks.")
+            deviation = 0.08 / (2.0 if inner else 1.0)  # m = 4
+            if name.endswith(("attention.output.weight", "feedforward.down.weight")):
+                deviation /= 2.0  # L = 2
+            assert ours.abs().max() <= 2 * deviation < theirs.abs().max(), name
+            assert float(ours.std()) == pytest.approx(share * deviation, rel=0.02), name
+
+
 def scales(state: TrainState, session: Session) -> dict[str, float]:
     """Root mean squares over a batch: the blocks' outputs and the logits."""
     found: dict[str, float] = {}
