@@ -4,11 +4,11 @@
 
 `flyweight verify` compares bit for bit on the same kind of processor, and within a tolerance
 elsewhere. Other processors are had here as other numbers of threads, and by keeping PyTorch (its
-own kernels, oneDNN, MKL) and our kernels from the processor's newer instructions. Each small run is
-made once, of 2 N steps with one thread and all instructions, and taken again in each of the other
-ways: from its seed's weights for N steps, and from its checkpoint N for N more. Printed: the largest
-relative differences of losses and gradient norms, and |ours - theirs| / |theirs| of the worst tensor
-of a checkpoint (weights and optimiser state), within the first 1, 10, 100, ... steps.
+own kernels, oneDNN, MKL) and our kernels from the processor's newer instructions. Each small run
+is made once, of 2 N steps with one thread and all instructions, and taken again in each of the
+other ways: from its seed's weights for N steps, and from its checkpoint N for N more. Printed: the
+largest relative differences of losses and gradient norms, and |ours - theirs| / |theirs| of the
+worst tensor of a checkpoint (weights and optimiser state), within the first 1, 10, 100, ... steps.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def state_of(made: ModelSpec) -> TrainState:
 
 
 def test_btlm_s_normals_end_at_two_deviations() -> None:
-    """A normal cut at c = 2 keeps sqrt(1 - 2 c phi(c) / (2 Phi(c) - 1)) = 0.8796 of its deviation."""
+    """A normal cut at c = 2 keeps sqrt(1 - 2 c phi(c) / (2 Phi(c) - 1)) = 0.88 of its deviation."""
     phi, mass = math.exp(-2) / math.sqrt(2 * math.pi), math.erf(math.sqrt(2))
     share = math.sqrt(1 - 2 * 2 * phi / mass)
     whole, cut = (
