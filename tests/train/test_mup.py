@@ -117,7 +117,7 @@ def test_the_table_is_written_out_for_the_width() -> None:
     assert wide.scale.embedding == 10.0
     assert wide.scale.logits == 0.5
     assert wide.scale.residual == pytest.approx(1.4 / math.sqrt(2))
-    assert wide.init.model_dump() == {"kind": "mup", "std": 0.08, "base_width": 64}
+    assert wide.init.values() == {"kind": "mup", "std": 0.08, "base_width": 64}
     # BTLM and MiniCPM as the zoo has them.
     btlm = {"base_width": 256, "std": 0.073, "embedding": 14.6, "logits": 2.22}
     made = model_spec({"model": {"use": "btlm-3b-8k", "mup": btlm}}, Text(), Train(), None)
