@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who read our output has gone (`| head`); nothing is left to flush at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (FlyweightError, ImportError, MemoryError, OSError) as error:
+    except (FlyweightError, ImportError, MemoryError, OSError, RuntimeError) as error:
         message = explain(error)
         if message is None:
             raise
@@ -109,6 +109,15 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, MemoryError):
         return f"there is not enough memory: {error or 'a part of the model found no room'}"
+    if isinstance(error, RuntimeError):
+        # PyTorch's, of a card or of the processor.
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            return None
+        return (
+            f"there is not enough memory: {str(error).splitlines()[0][:200]}. To train, lower"
+            " train.micro_batch_tokens or train.context, or let several processes each hold a part"
+            ' of the model (torchrun, distributed.shard = "parameters"); else take a smaller model'
+        )
     if isinstance(error, ImportError):
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS:

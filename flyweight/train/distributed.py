@@ -60,9 +60,9 @@ class Sharded(Layout):
         if self.fully:
             keep = spec.shard != "parameters"
             # What blocks share belongs to the root, which is whole from forward to backward.
-            for block in model.blocks:
+            for unit in (*model.blocks, *(model.ahead.steps if model.ahead is not None else ())):
                 fully_shard(
-                    block, mesh=self.data, reshard_after_forward=not keep, ignored_params=tables
+                    unit, mesh=self.data, reshard_after_forward=not keep, ignored_params=tables
                 )
             fully_shard(model, mesh=self.data, reshard_after_forward=False, ignored_params=tables)
             register_fsdp_forward_method(model, "hidden")

@@ -189,7 +189,7 @@ def joined() -> Iterator[Processes]:
             " torchrun, or unset WORLD_SIZE to train in one"
         )
     rank = int(os.environ["RANK"])
-    ending, stopped = Ending(rank, size), None
+    ending, stopped, together = Ending(rank, size), None, False
     try:
         talk = _met(size)
         ending.watch(dist.new_group(backend="gloo", timeout=_WAIT))
@@ -200,6 +200,7 @@ def joined() -> Iterator[Processes]:
             stopped = said
         dist.barrier(group=talk)
         ending.part()
+        together = True
     except SystemExit:
         # Another process fails, and says why; torchrun must not end it before.
         ending.quiet = True
@@ -218,8 +219,10 @@ def joined() -> Iterator[Processes]:
         ending.lost(error)
     finally:
         ending.quiet = True
-        with contextlib.suppress(Exception):
-            dist.destroy_process_group()
+        # Where something failed, cards could wait here for exchanges that never end.
+        if together or not torch.cuda.is_available():
+            with contextlib.suppress(Exception):
+                dist.destroy_process_group()
     if stopped is not None:
         if rank:
             # The leader says it; torchrun must not end it before.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import html
 import json
 import os
 import re
@@ -249,10 +250,29 @@ def test_every_recipe_makes_the_run_of_one(jobs: Jobs, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["1", "0"])
-def test_a_killed_process_ends_the_job_which_then_goes_on(jobs: Jobs, victim: str) -> None:
-    run = jobs.folder / f"killed-{victim}"
+def test_a_split_run_is_as_any_other(jobs: Jobs) -> None:
+    more = ["distributed.tensor=2", "train.sample_every=2"]
+    assert jobs(4, "train", "tiny.toml", "--out", "split", *more).code == 0
+    run = jobs.folder / "split"
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in samples] == [2, 4] and all(line["text"] for line in samples)
+    (run / "report.html").unlink()
+    jobs(1, "report", "split").ok()
+    assert html.escape(samples[0]["prompt"].strip()) in (run / "report.html").read_text()
+    assert jobs(1, "generate", "split", "def ", "--max-tokens", "8").ok().out.startswith("def ")
+    found = jobs(1, "verify", "split", "--json").ok().json()
+    assert found["inexact_because"] == "the run's number of processes was 4, here it is 1"
+    assert found["steps_compared"] == 4 and found["tensors_compared"] == [2, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "tensor"), [("1", 1), ("0", 1), ("0", 2)])
+def test_a_killed_process_ends_the_job_which_then_goes_on(
+    jobs: Jobs, victim: str, tensor: int
+) -> None:
+    run = jobs.folder / f"killed-{victim}-{tensor}"
     long = ["train.steps=100000", "train.compile=off", "train.checkpoint={ every = 20, keep = 2 }"]
+    long += [f"distributed.tensor={tensor}"]
     process = jobs.start(2, "train", "tiny.toml", "--out", str(run), *long)
     # Some steps behind a checkpoint, so that there is something to do again.
     wait_for(process, lambda: len(ledger(run)) > 20 and len(ledger(run)) % 20 in range(4, 14))

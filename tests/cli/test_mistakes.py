@@ -62,6 +62,11 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
             ["train.context=1048576", "train.batch_tokens=1048576"],
             ["set train.context to "],
         ),
+        # Petabytes: more than a processor has addresses for.
+        (
+            ["model.width=16777216", "model.attention.heads=131072"],
+            ["not enough memory", "train.micro_batch_tokens"],
+        ),
     ],
 )
 def test_a_wrong_setting(program: Any, command: Any, settings: list[str], said: list[str]) -> None:

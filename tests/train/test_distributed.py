@@ -81,11 +81,19 @@ MODELS["kernels"] = KERNELS
 MODELS |= {name: model for name, (model, _) in RECIPES.items()}
 
 
+# A rate at which the third step's norm leaps.
+LEAPS = {
+    name: {"schedule": {"peak": peak, "warmup": 1}}
+    for name, peak in (("adamw", 0.05), ("muon", 0.02))
+}
+
+
 def recipes(optimizer: str, shard: str, tensor: int = 1) -> list[dict[str, Any]]:
-    return [
-        case(name, optimizer, shard, tensor, micro=64, train=train)
-        for name, (_, train) in RECIPES.items()
-    ]
+    found = []
+    for name, (_, train) in RECIPES.items():
+        train = {**train, **(LEAPS[optimizer] if "spikes" in train else {})}
+        found.append(case(name, optimizer, shard, tensor, micro=64, train=train))
+    return found
 
 
 QUICK = [
