@@ -263,6 +263,7 @@ def test_a_split_run_is_as_any_other(jobs: Jobs) -> None:
     found = jobs(1, "verify", "split", "--json").ok().json()
     assert found["inexact_because"] == "the run's number of processes was 4, here it is 1"
     assert found["steps_compared"] == 4 and found["tensors_compared"] == [2, 4]
+    assert jobs(4, "verify", "split", "--json").ok().json()["exact"]
 
 
 @pytest.mark.slow
