@@ -37,17 +37,17 @@ LIBRARY = Path(str(tempfile.__file__)).parent
 TEXTS = [str(LIBRARY / name) for name in ("argparse.py", "tarfile.py", "typing.py", "doctest.py")]
 QUICKSTART = {
     "model": {
-        "use": "quickstart", "width": 128, "depth": 2,
-        "attention": {"heads": 2}, "feedforward": {"hidden": 256},
+        "use": "quickstart", "width": 96, "depth": 2,
+        "attention": {"heads": 2}, "feedforward": {"hidden": 192},
         "ngrams": {"orders": [2, 3, 4], "rows": 4096, "dim": 16},
     },
-    "train": {"context": 256, "batch_tokens": 2048},
+    "train": {"context": 128, "batch_tokens": 1024},
 }  # fmt: skip
 TOKENS = {
     "model": {
-        "width": 128, "depth": 3, "attention": {"heads": 4}, "feedforward": {"hidden": 320},
+        "width": 96, "depth": 3, "attention": {"heads": 4}, "feedforward": {"hidden": 256},
     },
-    "text": {"tokenizer": {"kind": "bpe", "size": 1024}},
+    "text": {"tokenizer": {"kind": "bpe", "size": 512}},
     "train": {
         "context": 128, "batch_tokens": 1024,
         "optimizer": {"kind": "adamw", "weight_decay": 0.1}, "schedule": {"peak": 0.003},
@@ -99,10 +99,11 @@ def make(folder: Path, case: str, steps: int) -> Path:
     from flyweight.spec import toml
 
     values = {**tables, "data": {"train": TEXTS}, "train": train}
-    (folder / "case.toml").write_text(toml.dumps(values))
-    command = [sys.executable, "-m", "flyweight", "train", "case.toml", "--out", "run"]
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=sys.stderr)
-    return folder / "run"
+    config, run = folder / f"{case}.toml", folder / case
+    config.write_text(toml.dumps(values))
+    command = [sys.executable, "-m", "flyweight", "train", str(config), "--out", str(run)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return run
 
 
 def again(path: Path, begin: int, last: int, threads: int) -> list[dict[str, float]]:
@@ -135,22 +136,32 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float(norm(ours.double() - theirs.double()) / scale) if scale else 0.0
 
 
-def measure(run: Path, steps: int, way: str) -> list[dict[str, Any]]:
-    """Rows of the table: this way's largest differences within so many steps of each begin."""
+def rows_of(found: list[dict[str, float]], way: str, begin: int) -> list[dict[str, Any]]:
+    """Rows of the table: this way's largest differences within so many steps of ``begin``."""
+    keys = ("loss", "gradient_norm", "tensors")
+    return [
+        {
+            "way": way, "from": begin, "steps": mark,
+            **{key: max(each.get(key, 0.0) for each in found[:mark]) for key in keys},
+        }
+        for mark in marks(len(found))
+    ]  # fmt: skip
+
+
+def measure(runs: dict[str, Path], steps: int, way: str) -> dict[str, list[dict[str, Any]]]:
+    """{case: its rows}, all of one way in one process of that kind."""
     threads, settings = WAYS[way]
-    rows = []
-    for begin in (0, steps):
-        command = [sys.executable, __file__, "--again", str(run), str(begin), str(begin + steps)]
-        done = subprocess.run(
-            [*command, str(threads)], env={**os.environ, **settings},
-            stdout=subprocess.PIPE, check=True, text=True,
-        )  # fmt: skip
-        found = json.loads(done.stdout)
-        for mark in marks(steps):
-            keys = ("loss", "gradient_norm", "tensors")
-            most = {k: max(each.get(k, 0.0) for each in found[:mark]) for k in keys}
-            rows.append({"way": way, "from": begin, "steps": mark, **most})
-    return rows
+    command = [sys.executable, __file__, "--again", str(threads), "--steps", str(steps)]
+    done = subprocess.run(
+        [*command, *map(str, runs.values())],
+        env={**os.environ, "OMP_WAIT_POLICY": "passive", **settings},
+        stdout=subprocess.PIPE, check=True, text=True,
+    )  # fmt: skip
+    return {
+        case: [row for begin, found in zip((0, steps), both, strict=True)
+               for row in rows_of(found, way, begin)]
+        for case, both in zip(runs, json.loads(done.stdout), strict=True)
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -158,18 +169,20 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=CASES)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--again", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--again", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("runs", nargs="*", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    steps = given.steps
     if given.again:
-        path, begin, last, threads = given.again
-        print(json.dumps(again(Path(path), int(begin), int(last), int(threads))))
+        both = [[again(run, n, n + steps, given.again) for n in (0, steps)] for run in given.runs]
+        print(json.dumps(both))
         return
     results: dict[str, Any] = {"machine": header(), "cases": {}}
-    for case in given.case or CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            run = make(Path(folder), case, given.steps)
-            rows = [row for way in WAYS for row in measure(run, given.steps, way)]
-        results["cases"][case] = rows
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {case: make(Path(folder), case, steps) for case in given.case or CASES}
+        found = [measure(runs, steps, way) for way in WAYS]
+    for case in runs:
+        rows = results["cases"][case] = [row for each in found for row in each[case]]
         if not given.json:
             print(
                 f"\n{case}\n{'':<26}{'from':>6}{'steps':>7}{'loss':>10}{'norm':>10}{'tensors':>10}"
@@ -177,11 +190,8 @@ def main() -> None:
             for row in rows:
                 figures = (row["loss"], row["gradient_norm"], row["tensors"])
                 shown = "".join(f"{figure:>10.1e}" for figure in figures)
-                print(f"{row['way']:<26}{row['from']:>6}{row['steps']:>7}{shown}", flush=True)
-    if given.json:
-        print(json.dumps(results))
-    else:
-        print("\n" + "\n".join(lines(results["machine"])))
+                print(f"{row['way']:<26}{row['from']:>6}{row['steps']:>7}{shown}")
+    print(json.dumps(results) if given.json else "\n" + "\n".join(lines(results["machine"])))
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

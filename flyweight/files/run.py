@@ -110,10 +110,7 @@ class RunFolder:
         for leftover in self.checkpoints.glob(".*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
         for step in set(self.steps()).difference(kept):
-            # Without its state.json first, a removal cut short is no complete checkpoint.
-            path = self.checkpoint_path(step)
-            (path / STATE).unlink()
-            shutil.rmtree(path)
+            _remove(self.checkpoint_path(step))
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written."""
@@ -178,8 +175,15 @@ def write_checkpoint(run: RunFolder, step: int, files: dict[str, Any], state: An
         write_text(folder / STATE, sealed({**state, "sha256": digests}))
         # One that is there is replaced only when the new one is whole.
         if path.exists():
-            shutil.rmtree(path)
+            _remove(path)
     return path
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint's folder. Without its state.json first, a removal cut short leaves no
+    complete one."""
+    (checkpoint / STATE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
 
 def sealed(state: dict[str, Any]) -> str:

@@ -87,13 +87,21 @@ class Trackio:
     """A run of Trackio, in a database of its own: `TRACKIO_DIR=RUN/sinks/trackio trackio show`."""
 
     def __init__(self, folder: Path, name: str, began: float) -> None:
-        # Read when it is imported.
-        os.environ["TRACKIO_DIR"] = str(folder)
+        # All read from the environment; some would have it send what it gets.
+        for way in ("SPACE_ID", "SERVER_URL", "BUCKET_ID", "WEBHOOK_URL"):
+            os.environ.pop(f"TRACKIO_{way}", None)
+        os.environ["TRACKIO_DIR"] = str(folder.resolve())
         import trackio
+        from trackio.utils import TRACKIO_DIR
 
+        if Path(TRACKIO_DIR).resolve() != folder.resolve():
+            # Its folder is fixed when it is imported.
+            raise FlyweightError(f"this process has opened Trackio for {TRACKIO_DIR} before")
         self._trackio = trackio
         with contextlib.redirect_stdout(None):
-            trackio.init(project="flyweight", name=name, embed=False)
+            trackio.init(
+                project="flyweight", name=name, embed=False, auto_log_cpu=False, auto_log_gpu=False
+            )
 
     def log(self, step: int, values: dict[str, float], seconds: float) -> None:
         self._trackio.log(values, step=step)
