@@ -56,9 +56,14 @@ def work_on_cluster(
             f" {logs}; run the command again to go on"
         ) from None
     for unit in units:
-        # Slurm's executor has only handed the job in.
         while not work.done(stage, unit):
             _raise_errors(work, stage, units)
+            if executor.kind != "slurm":
+                raise FlyweightError(
+                    f"datatrove's {executor.kind} executor ended without {stage} {unit}; its logs"
+                    f" are in {logs}; run the command again to go on"
+                )
+            # Slurm's executor has only handed the job in.
             time.sleep(executor.poll)
         done(unit)
 

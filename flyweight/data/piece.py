@@ -43,6 +43,7 @@ class Piece:
     # Of a Hugging Face dataset.
     subset: str | None = None
     split: str = "train"
+    revision: str | None = None
 
 
 def kind_of(path: Path) -> str:

@@ -36,6 +36,7 @@ def saved_pieces(name: str, source: Source, path: str, base: Path, longest: int)
             longest,
             source.subset,
             source.split,
+            source.revision,
         )
 
     if not is_saved(folder):
@@ -64,7 +65,11 @@ def read_hub(piece: Piece, skipped: Skipped) -> Iterator[Document]:
     datasets = _library(str(piece.path))
     try:
         stream = datasets.load_dataset(
-            str(piece.path), piece.subset, split=piece.split, streaming=True
+            str(piece.path),
+            piece.subset,
+            split=piece.split,
+            revision=piece.revision,
+            streaming=True,
         )
         for number, row in enumerate(stream, start=1):
             if number == 1:

@@ -19,8 +19,9 @@ class Source(Table):
     """Text of one kind under a name of its own: ``[data.sources.NAME]``.
 
     ``paths``: files, folders, globs, or "-" for standard input; or ``huggingface``: a dataset's
-    name, or the folder that its `save_to_disk` wrote, with ``subset`` and ``split``. ``format``
-    where a file's name does not say it. ``text`` and ``id``: the fields or columns of a row.
+    name, or the folder that its `save_to_disk` wrote, with ``subset`` and ``split``, and
+    ``revision`` (a commit, branch or tag; a branch may move between two builds). ``format`` where
+    a file's name does not say it. ``text`` and ``id``: the fields or columns of a row.
     ``ignore``: patterns as in .gitignore, besides those of the folders' own .gitignore files.
     """
 
@@ -28,6 +29,7 @@ class Source(Table):
     huggingface: str | None = None
     subset: str | None = None
     split: str = "train"
+    revision: str | None = None
     format: Literal["auto", "text", "jsonl", "parquet", "csv", "html"] = "auto"
     text: str = "text"
     id: str = "id"
