@@ -103,9 +103,11 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def build(folder: Path, hub: str, source: str) -> subprocess.CompletedProcess[str]:
+def build(
+    folder: Path, hub: str, source: str, text: str = "story"
+) -> subprocess.CompletedProcess[str]:
     (folder / "c.toml").write_text(
-        f'[data]\nheld_out = 0\n[data.sources.tales]\ntext = "story"\nid = "key"\n{source}\n'
+        f'[data]\nheld_out = 0\n[data.sources.tales]\ntext = "{text}"\nid = "key"\n{source}\n'
     )
     command = ["data", "build", str(folder / "c.toml"), "--out", str(folder / "d"), "--restart"]
     mine = {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "home"), "NO_PROXY": "127.0.0.1"}
@@ -138,6 +140,6 @@ def test_a_revision_and_a_split_are_ones_own(tmp_path: Path, hub: str) -> None:
     assert build(tmp_path, hub, 'huggingface = "me/tales"\nsplit = "test"').returncode == 0
     assert Dataset.open(tmp_path / "d").train.documents == 3
     (tmp_path / "d").rename(tmp_path / "test")
-    wrong = build(tmp_path, hub, 'huggingface = "me/tales"\ntext = "tale"')
+    wrong = build(tmp_path, hub, 'huggingface = "me/tales"', text="tale")
     assert wrong.returncode == 1
     assert "me/tales: no `tale` (it has key, story); name the column with `text`" in wrong.stderr
