@@ -21,6 +21,7 @@ from flyweight.files.run import STATE, RunFolder, json_lines, read_checkpoint_st
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.run import RunSpec
 from flyweight.train.checkpoints import due
+from flyweight.train.corruption import words_of
 from flyweight.train.ledger import identity_of, link
 from flyweight.train.state import OPTIMIZER, WEIGHTS
 
@@ -265,10 +266,10 @@ def _model(run: RunFolder, result: Audit) -> None:
     try:
         if result.spec is not None and read_spec(run.model) != result.spec.model:
             result.found(run.model / SPEC, "it is not the model of run.toml")
-        if result.dataset is not None and (
-            sha256(run.model / TOKENIZER) != result.dataset.tokenizer_digest
-        ):
-            result.found(run.model / TOKENIZER, "it is not the dataset's tokenizer")
+        if result.spec is not None and result.dataset is not None:
+            words = words_of(result.spec, result.dataset.tokenizer)
+            if sha256(run.model / TOKENIZER) != words.digest:
+                result.found(run.model / TOKENIZER, "it is not the dataset's tokenizer")
     except (FlyweightError, OSError) as error:
         result.found(run.model, str(error))
 

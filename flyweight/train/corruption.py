@@ -15,7 +15,8 @@ import numpy.typing as npt
 from flyweight.data.batches import Batch
 from flyweight.data.order import keys, permute
 from flyweight.spec.errors import ConfigurationError
-from flyweight.spec.run import Objective, Spans
+from flyweight.spec.run import Objective, RunSpec, Spans
+from flyweight.text.infill import with_sentinels
 from flyweight.text.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.int64]
@@ -50,6 +51,14 @@ class Sentinels:
             )
         masks = tuple(vocab_size - n - 1 for n in range(most))
         return cls(masks, vocab_size - most - 1, vocab_size - most - 2, eot)
+
+
+def words_of(spec: RunSpec, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer of a run's model: the dataset's, and what its objective adds."""
+    spans = spec.train.objective.spans
+    if spans is None or spec.model.vocab_size != tokenizer.vocab_size + spans.most + 2:
+        return tokenizer
+    return with_sentinels(tokenizer, spans.most)
 
 
 def changed(

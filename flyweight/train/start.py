@@ -22,6 +22,7 @@ from flyweight.train.calibrate import count_flops
 from flyweight.train.checkpoints import kept
 from flyweight.train.compiled import compile_parts
 from flyweight.train.configure import check_tables, fit_context, run_spec
+from flyweight.train.corruption import words_of
 from flyweight.train.data_worker import OPENER
 from flyweight.train.ledger import first_link
 from flyweight.train.loop import owes_sample, run_training
@@ -186,7 +187,8 @@ def open_dataset(run: RunFolder, check: Literal["size", "full"] = "size") -> Dat
 def write_model(run: RunFolder, spec: RunSpec, dataset: Dataset) -> None:
     """RUN/model: the newest checkpoint's weights as a model folder."""
     weights = run.checkpoint_path(run.steps()[-1]) / WEIGHTS
-    write_model_folder(run.model, spec.name, spec.model, weights, dataset.tokenizer.to_json())
+    words = words_of(spec, dataset.tokenizer)
+    write_model_folder(run.model, spec.name, spec.model, weights, words.to_json())
 
 
 def _go(

@@ -20,10 +20,27 @@ import flyweight
 from flyweight.cli.run import evaluate_run
 from flyweight.data.batches import Batches
 from flyweight.files.run import RunFolder
+from flyweight.text.infill import END_OF_MASK, infill_prompt
+from flyweight.train.corruption import Sentinels
 from flyweight.train.start import open_dataset
 
 Finished = Callable[[str], Path]
 PROMPT = "def heappush(heap, item):"
+
+
+@pytest.mark.parametrize("engine", ["torch", "native"])
+def test_a_model_that_learned_to_fill_in_is_asked_to(finished: Finished, engine: str) -> None:
+    """Its tokenizer, bytes, names the sentinels that training put behind it."""
+    run = finished("recipes")
+    spec = RunFolder(run).spec()
+    assert spec.train.objective.spans is not None
+    sentinels = Sentinels.of(open_dataset(RunFolder(run)).tokenizer, spec.model.vocab_size, 4)
+    model = flyweight.load(run, engine=engine)
+    prompt = infill_prompt(model.tokenizer, "def ", "(heap)")
+    mask = sentinels.masks[0]
+    ids = [*b"def ", mask, *b"(heap)", sentinels.eot, sentinels.sep, mask]
+    assert prompt == ids and model.tokenizer.encode(END_OF_MASK) == [sentinels.eom]
+    assert END_OF_MASK not in model.generate(prompt, max_tokens=9, stop=[END_OF_MASK])
 
 
 def test_generate_puts_the_continuation_alone_on_standard_output(
