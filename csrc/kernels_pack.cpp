@@ -62,8 +62,9 @@ void read_scale_min(const uint8_t* s, int j, uint8_t* scale, uint8_t* min) {
   }
 }
 
-// Columns [32 part, 32 part + 32) of a ggml block.
-Block read_block(Format format, const uint8_t* p, int part) {
+// Columns [32 part, 32 part + 32) of a ggml block. Inlined, the format is a constant where it is
+// one to the caller.
+[[gnu::always_inline]] inline Block read_block(Format format, const uint8_t* p, int part) {
   Block b;
   switch (format) {
     case Format::Q4_0:
@@ -171,7 +172,8 @@ void block_values(const Layout& l, const Block& b, float* out) {
   }
 }
 
-void write_codes(const Layout& l, const Block* rows, uint8_t* codes) {
+[[gnu::always_inline]] inline void write_codes(const Layout& l, const Block* rows,
+                                               uint8_t* codes) {
   for (int r = 0; r < kPanel; ++r) {
     const uint32_t* group = rows[r].group;
     uint8_t* at = codes + 4 * r;
@@ -191,7 +193,8 @@ void write_codes(const Layout& l, const Block* rows, uint8_t* codes) {
   }
 }
 
-void write_scales(const Layout& l, const Block* rows, int part, uint8_t* record) {
+[[gnu::always_inline]] inline void write_scales(const Layout& l, const Block* rows, int part,
+                                                uint8_t* record) {
   for (int r = 0; r < kPanel; ++r) {
     const Block& b = rows[r];
     std::memcpy(record + 2 * r, &b.d, 2);
@@ -219,13 +222,30 @@ float read_float(Format format, const uint8_t* p, int64_t i) {
   return format == Format::F16 ? half_to_float(v) : bf16_to_float(v);
 }
 
+// Column by column, the rows that fill the panel up being 0.
 template <class Number>
+void pack_columns(int64_t cols, const uint8_t* source, size_t row_bytes, int rows, uint8_t* to) {
+  for (int64_t c = 0; c < cols; ++c, to += kPanel * sizeof(Number)) {
+    Number column[kPanel] = {};
+    for (int r = 0; r < rows; ++r) {
+      std::memcpy(&column[r], source + r * row_bytes + c * sizeof(Number), sizeof(Number));
+    }
+    std::memcpy(to, column, sizeof column);
+  }
+}
+
 void pack_floats(Format format, int64_t cols, const uint8_t* source, int rows, uint8_t* panel) {
-  for (int r = 0; r < rows; ++r) {
-    const uint8_t* row = source + static_cast<size_t>(r) * cols * sizeof(Number);
-    for (int64_t c = 0; c < cols; ++c) {
-      std::memcpy(panel + float_at(format, c, r) * sizeof(Number), row + c * sizeof(Number),
-                  sizeof(Number));
+  const size_t n = static_cast<size_t>(cols);
+  if (format == Format::F32) return pack_columns<uint32_t>(cols, source, 4 * n, rows, panel);
+  if (format == Format::F16) {
+    pack_columns<uint16_t>(cols, source, 2 * n, rows, panel);
+  } else {
+    // A pair of columns is a word; a column that is left over has a 0 beside it.
+    pack_columns<uint32_t>(cols / 2, source, 2 * n, rows, panel);
+    uint8_t* last = panel + n / 2 * (4 * kPanel);
+    if (n % 2) {
+      std::memset(last, 0, 4 * kPanel);
+      for (int r = 0; r < rows; ++r) std::memcpy(last + 4 * r, source + (r + 1) * 2 * n - 2, 2);
     }
   }
 }
@@ -247,16 +267,10 @@ size_t panel_bytes(Format format, int64_t cols) {
   return round_up(records_at(l, cols) + n / l.unit * l.record, 64);
 }
 
-void pack(Format format, int64_t cols, const void* source, int rows, void* panel) {
-  const Layout l = layout(format);
-  const auto* from = static_cast<const uint8_t*>(source);
-  auto* to = static_cast<uint8_t*>(panel);
-  if (!l.bits) {
-    std::memset(to, 0, panel_bytes(format, cols));
-    if (format == Format::F32) return pack_floats<uint32_t>(format, cols, from, rows, to);
-    return pack_floats<uint16_t>(format, cols, from, rows, to);
-  }
-  const int parts = l.unit / kBlock;
+template <Format format>
+void pack_blocks(int64_t cols, const uint8_t* from, int rows, uint8_t* to) {
+  constexpr Layout l = layout(format);
+  constexpr int kParts = l.unit / kBlock;
   const int64_t blocks = cols / kBlock;
   const size_t row_bytes = static_cast<size_t>(cols / l.unit) * l.bytes;
   // Rows that fill the panel up: scale 0.
@@ -264,15 +278,33 @@ void pack(Format format, int64_t cols, const void* source, int rows, void* panel
   for (Block& b : block) std::memset(b.group, 0, sizeof b.group);
   uint8_t* records = to + records_at(l, cols);
   for (int64_t i = 0; i < blocks; ++i) {
-    const int part = static_cast<int>(i % parts);
-    for (int r = 0; r < rows; ++r) {
-      block[r] = read_block(format, from + r * row_bytes + i / parts * l.bytes, part);
-    }
+    const int part = static_cast<int>(i % kParts);
+    const uint8_t* at = from + i / kParts * l.bytes;
+    for (int r = 0; r < rows; ++r) block[r] = read_block(format, at + r * row_bytes, part);
     write_codes(l, block, to + i * l.code_bytes());
-    write_scales(l, block, part, records + i / parts * l.record);
+    write_scales(l, block, part, records + i / kParts * l.record);
   }
   uint8_t* end = records + cols / l.unit * l.record;
   std::memset(end, 0, static_cast<size_t>(to + panel_bytes(format, cols) - end));
+}
+
+void pack(Format format, int64_t cols, const void* source, int rows, void* panel) {
+  const auto* from = static_cast<const uint8_t*>(source);
+  auto* to = static_cast<uint8_t*>(panel);
+  switch (format) {
+    case Format::F32:
+    case Format::F16:
+    case Format::BF16: return pack_floats(format, cols, from, rows, to);
+    case Format::Q4_0: return pack_blocks<Format::Q4_0>(cols, from, rows, to);
+    case Format::Q4_1: return pack_blocks<Format::Q4_1>(cols, from, rows, to);
+    case Format::Q5_0: return pack_blocks<Format::Q5_0>(cols, from, rows, to);
+    case Format::Q5_1: return pack_blocks<Format::Q5_1>(cols, from, rows, to);
+    case Format::Q8_0: return pack_blocks<Format::Q8_0>(cols, from, rows, to);
+    case Format::Q4_K: return pack_blocks<Format::Q4_K>(cols, from, rows, to);
+    case Format::Q5_K: return pack_blocks<Format::Q5_K>(cols, from, rows, to);
+    case Format::Q6_K: return pack_blocks<Format::Q6_K>(cols, from, rows, to);
+    case Format::IQ4_NL: return pack_blocks<Format::IQ4_NL>(cols, from, rows, to);
+  }
 }
 
 void unpack_row(Format format, int64_t cols, const void* panel, int row, float* out) {
