@@ -20,6 +20,15 @@ size_t stored_bytes(Format format, int64_t head_dim) {
   return blocks * (kBlock + 4);
 }
 
+// Numbers that F16 has not are stored as its largest: an infinite key would make every score that
+// sees it no number. What is no number stays none.
+constexpr float kLargestHalf = 65504.0f;
+
+inline F within_half(F v) {
+  const F low = Lanes::min(Lanes::set(kLargestHalf), v);  // the second where one is no number
+  return Lanes::max(Lanes::set(-kLargestHalf), low);
+}
+
 void store(Format format, int64_t head_dim, const float* x, void* out) {
   auto* to = static_cast<uint8_t*>(out);
   if (format == Format::F32) {
@@ -28,10 +37,14 @@ void store(Format format, int64_t head_dim, const float* x, void* out) {
   }
   if (format == Format::F16) {
     int64_t i = 0;
-    for (; i + 16 <= head_dim; i += 16) Lanes::store_half(to + 2 * i, Lanes::load(x + i));
-    for (; i < head_dim; ++i) {
-      const uint16_t v = float_to_half(x[i]);
-      std::memcpy(to + 2 * i, &v, 2);
+    for (; i + 16 <= head_dim; i += 16) {
+      Lanes::store_half(to + 2 * i, within_half(Lanes::load(x + i)));
+    }
+    if (i < head_dim) {
+      uint8_t tail[32];
+      const int n = static_cast<int>(head_dim - i);
+      Lanes::store_half(tail, within_half(load_lanes(x + i, n)));
+      std::memcpy(to + 2 * i, tail, 2 * n);
     }
     return;
   }

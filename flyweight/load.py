@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
@@ -30,7 +30,7 @@ def load(
     threads: int | None = None,
     engine: str = "auto",
     format: str | None = None,
-    cache: str = "f32",
+    cache: str = "auto",
     notice: Notice | None = None,
 ) -> Talker:
     """The model at ``model``: a run folder, RUN@STEP, a checkpoint's, a model or a Hugging Face
@@ -38,7 +38,8 @@ def load(
 
     ``engine``: "native" (our kernels, no PyTorch), "torch", or "auto", native where it is built
     and covers the model. Native alone: ``format`` converts the matrices in memory (None: as they
-    are stored), ``cache`` is the key-value cache's format, "f32", "f16", "bf16" or "q8_0".
+    are stored), ``cache`` is the key-value cache's format, "f32", "f16", "bf16", "q8_0", or
+    "auto": F32 where all matrices are in F32, F16 elsewhere.
 
     Raises FlyweightError where there is none, CorruptFileError where it is damaged.
     """
@@ -62,7 +63,7 @@ def load(
         return NativeModel(os.fspath(model), found.spec, tensors, found.words(), threads, cache)
     if engine == "native":
         raise FlyweightError(f"--engine native: {reason}")
-    for name, given in (("format", format), ("cache", None if cache == "f32" else cache)):
+    for name, given in (("format", format), ("cache", None if cache == "auto" else cache)):
         if given is not None:
             raise FlyweightError(
                 f"{name} = {given} is the native engine's"
@@ -110,6 +111,7 @@ class Stored(NamedTuple):
 
     ``called``: what it was asked for by. ``weights``: in our names, as numbers. ``family``:
     where it was imported from, if it was. ``tokenizer``: None for a name of the zoo.
+    ``metadata``: a GGUF file's.
     """
 
     called: str
@@ -119,6 +121,7 @@ class Stored(NamedTuple):
     path: Path
     weights: Tensors
     tokenizer: Path | None
+    metadata: dict[str, Any] | None = None
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -131,6 +134,10 @@ class Stored(NamedTuple):
 
     def words(self) -> Tokenizer:
         """The tokenizer; for a name of the zoo one that stands in for it."""
+        if self.metadata is not None:
+            from flyweight.text.load import gguf_tokenizer
+
+            return gguf_tokenizer(self.path, self.metadata)
         if self.tokenizer is not None:
             from flyweight.text.load import load_tokenizer
 
@@ -179,7 +186,7 @@ def _from_gguf(name: str, path: Path, notice: Notice) -> Stored:
         notice(f"{path}: {note}")
     weights = Dequantised(GgufTensors(model.weights), model.spec)
     family = "" if model.architecture == OWN else model.architecture
-    return Stored(name, model.name, family, model.spec, path, weights, model.tokenizer)
+    return Stored(name, model.name, family, model.spec, path, weights, path, model.metadata)
 
 
 def _random(name: str, notice: Notice) -> Stored:

@@ -18,7 +18,9 @@ def bench(
     format: Annotated[
         str | None, typer.Option(help="Convert the weights in memory: q8_0, q4_0, ...")
     ] = None,
-    cache: Annotated[str, typer.Option(help="Keys and values: f32, f16, bf16 or q8_0.")] = "f32",
+    cache: Annotated[
+        str, typer.Option(help="Keys and values: f32, f16, bf16, q8_0; auto: f32 with f32 weights.")
+    ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Time MODEL: to the first token, prefill and decode, its memory, and the memory's limit."""
@@ -71,8 +73,9 @@ def _measured(
         "bandwidth": bandwidth,
         "speeds": [speed.values() for speed in found],
     }
-    if (isa := getattr(loaded, "isa", None)) is not None:
-        result["isa"] = isa
+    for name in ("isa", "cache"):
+        if (value := getattr(loaded, name, None)) is not None:
+            result[name] = value
     if (memory := getattr(loaded, "memory", None)) is not None:
         result["memory"] = memory()._asdict()
     if (read := getattr(loaded, "read_bytes", None)) is not None:
@@ -115,6 +118,8 @@ def _table(result: dict[str, Any]) -> str:
             f" {'' if share is None else f'{share:.0%}':>13}"
         )
     if memory := result.get("memory"):
-        parts = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in memory.items())
-        lines.append(f"  {parts}")
+        sizes = {name: f"{name} {size / 1e6:.1f} MB" for name, size in memory.items()}
+        if "cache" in sizes and "cache" in result:
+            sizes["cache"] += f" ({result['cache']})"
+        lines.append(f"  {', '.join(sizes.values())}")
     return "\n".join(lines)

@@ -27,7 +27,9 @@ def generate(
     format: Annotated[
         str | None, typer.Option(help="Convert the weights in memory: q8_0, q4_0, ...")
     ] = None,
-    cache: Annotated[str, typer.Option(help="Keys and values: f32, f16, bf16 or q8_0.")] = "f32",
+    cache: Annotated[
+        str, typer.Option(help="Keys and values: f32, f16, bf16, q8_0; auto: f32 with f32 weights.")
+    ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Continue PROMPT with MODEL. Standard output carries the continuation alone."""

@@ -5,8 +5,7 @@ What the program computes is what flyweight/model computes; the tests hold the t
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from flyweight.engine import patches, slots
 from flyweight.engine.emit import Emitter, Tensors
@@ -16,6 +15,10 @@ from flyweight.spec.errors import FlyweightError
 from flyweight.spec.frequencies import alibi_slopes
 from flyweight.spec.model import ModelSpec, Norm, PatchInput, SlotInput
 from flyweight.text.spelling import PAD
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def uncovered(spec: ModelSpec) -> str | None:
@@ -42,7 +45,7 @@ def compile_model(
     emit = Emitter(spec, tensors)
     if isinstance(spec.input, SlotInput):
         assert spelling is not None and spelling.shape == (spec.vocab_size, spec.input.slots)
-        emit.program.spelling = Spelling(np.ascontiguousarray(spelling, dtype=np.int32), PAD)
+        emit.program.spelling = Spelling(spelling, PAD)
     x = _embedding(emit)
     if isinstance(spec.input, PatchInput):
         patches.through_patches(emit, spec.input, x, core)

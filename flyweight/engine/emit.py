@@ -6,15 +6,16 @@ without a copy, and may as well come in parts (a GGUF file has queries, keys and
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from flyweight.engine.program import Activation, Buffer, Kind, Op, Program, Rows, Slot, Weight
 from flyweight.spec.errors import CorruptFileError
 from flyweight.spec.model import FeedForward, ModelSpec, Norm
+
+if TYPE_CHECKING:
+    from flyweight.engine.program import Flat, Order
 
 # ggml's number of float32.
 F32 = 0
@@ -42,9 +43,9 @@ class Stored(Protocol):
     @property
     def cols(self) -> int: ...
     @property
-    def data(self) -> NDArray[np.uint8]: ...
+    def data(self) -> Flat: ...
     @property
-    def order(self) -> NDArray[np.intp] | None: ...
+    def order(self) -> Order | None: ...
 
 
 Tensors = Mapping[str, Stored]
@@ -80,10 +81,10 @@ class Emitter:
     def vector(self, name: str, size: int) -> int:
         return self._weight(name, "vector", 1, size)
 
-    def constant(self, name: str, values: NDArray[np.float32]) -> int:
-        """A vector that is computed here, not read."""
-        data = np.ascontiguousarray(values, dtype=np.float32).view(np.uint8).reshape(-1)
-        return self._add(name, Weight(name, "vector", F32, 1, values.size, data))
+    def constant(self, name: str, values: array[float]) -> int:
+        """A vector of float32 that is computed here, not read."""
+        data = memoryview(values).cast("B")
+        return self._add(name, Weight(name, "vector", F32, 1, len(values), data))
 
     def parts(
         self, owner: str, stacked: str, names: Sequence[str], rows: Sequence[int], cols: int
@@ -113,7 +114,7 @@ class Emitter:
         if names[0] not in self._weights:
             found = self._stored(whole, rows, cols)
             assert found.order is None, "rows of a stacked tensor stay in their places"
-            each = found.data.size // (rows if kind == "matrix" else cols)
+            each = found.data.nbytes // (rows if kind == "matrix" else cols)
             for name, end, n in zip(names, ends, sizes, strict=True):
                 data = found.data[(end - n) * each : end * each]
                 shape = (n, cols) if kind == "matrix" else (1, n)

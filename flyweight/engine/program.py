@@ -15,9 +15,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from array import array
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    # Bytes in a row, and places of rows: numpy's, or without it (most models need none to run).
+    Flat = memoryview | NDArray[np.uint8]
+    Order = array[int] | NDArray[np.intp]
 
 
 class Rows(IntEnum):
@@ -130,7 +138,7 @@ class Buffer:
 class Weight:
     """A matrix (rows, cols) or a vector (rows = 1) in ggml's layout, rows one after another.
 
-    ``format`` is ggml's number of the type; ``data`` uint8, often a view of a mapped file.
+    ``format`` is ggml's number of the type; ``data`` flat bytes, often a view of a mapped file.
     ``kind``: "matrix" is packed for products (looked up by row too, where an EMBED names it),
     "table" is only looked up and stays as it lies, "vector" becomes float32. ``order``: row r of
     a matrix is row ``order[r]`` of the data; None: row r.
@@ -141,8 +149,8 @@ class Weight:
     format: int
     rows: int
     cols: int
-    data: NDArray[np.uint8]
-    order: NDArray[np.intp] | None = None
+    data: Flat
+    order: Order | None = None
 
 
 @dataclass(frozen=True)

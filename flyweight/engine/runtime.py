@@ -8,11 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flyweight.engine.compile import compile_model
-from flyweight.engine.emit import Tensors
+from flyweight.engine.emit import F32, Tensors
 from flyweight.engine.positions import Reading, reading
 from flyweight.engine.program import Kind, Program
 from flyweight.spec.errors import FlyweightError
@@ -25,6 +22,8 @@ from flyweight.text.tokenizer import StreamDecoder, Tokenizer
 
 # Formats of the key-value cache, by ggml's numbers.
 CACHES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8}
+# F32 where all matrices are in F32, F16 elsewhere.
+AUTO = "auto"
 
 
 def unavailable() -> str | None:
@@ -51,7 +50,7 @@ class _Read:
     def __init__(self, program: Program) -> None:
         used = {w for op in program.ops for w in op.weights if w >= 0}
         weights = [program.weights[w] for w in used]
-        self._weights = sum(w.data.size for w in weights if w.kind != "table")
+        self._weights = sum(w.data.nbytes for w in weights if w.kind != "table")
         self._pooled = any(op.kind == Kind.POOL for op in program.ops)
         windows = {op.ints[0]: op.ints[5] for op in program.ops if op.kind == Kind.ATTENTION}
         self._slots = [
@@ -69,9 +68,11 @@ class _Read:
 class NativeModel(Talker):
     """The protocol that ``flyweight.load`` returns, over a compiled program.
 
-    ``threads``: None for all that this process may use. ``cache``: the format of keys and values;
-    what "bf16" and "q8_0" save in memory they cost in exactness. FLYWEIGHT_ISA forces an
-    instruction set. Raises FlyweightError for a cache or an instruction set that is not known.
+    ``threads``: None for all that this process may use. ``cache``: the format of keys and values,
+    of which "auto" takes F32 where all matrices are in F32, and F16, as exact as what the others
+    are made of, elsewhere; what "bf16" and "q8_0" save they cost in exactness. FLYWEIGHT_ISA
+    forces an instruction set. Raises FlyweightError for a cache or an instruction set that is not
+    known.
     """
 
     def __init__(
@@ -81,23 +82,24 @@ class NativeModel(Talker):
         tensors: Tensors,
         tokenizer: Tokenizer,
         threads: int | None = None,
-        cache: str = "f32",
+        cache: str = AUTO,
     ) -> None:
         from flyweight.engine import _native
 
-        if cache not in CACHES:
-            raise FlyweightError(f"cache = {cache}{nearest(cache, list(CACHES))}")
+        if cache not in (AUTO, *CACHES):
+            raise FlyweightError(f"cache = {cache}{nearest(cache, [AUTO, *CACHES])}")
         self.name, self.spec, self.tokenizer = name, spec, tokenizer
-        self._cache = CACHES[cache]
         isa = os.environ.get("FLYWEIGHT_ISA", "")
         _check_isa(isa, _native.kernels.instruction_sets())
         slots = spec.input.slots if isinstance(spec.input, SlotInput) else 0
         spelled = spelling(tokenizer, spec.vocab_size, slots) if slots else None
         program = compile_model(spec, tensors, spelled)
+        exact = all(w.format == F32 for w in program.weights if w.kind == "matrix")
+        self._cache = CACHES[("f32" if exact else "f16") if cache == AUTO else cache]
         self._bytes = _Read(program)
         self._native = _native
         threads = threads or _native.available_processors()
-        room = _room(sum(weight.data.size for weight in program.weights))
+        room = _room(sum(weight.data.nbytes for weight in program.weights))
         self._executor = _native.Executor(program, threads, isa, cache_limit=room)
         # The last call's sequence and its tokens, for a call that begins with the same.
         self._kept: tuple[Any, list[int], Reading] | None = None
@@ -110,6 +112,11 @@ class NativeModel(Talker):
     @property
     def threads(self) -> int:
         return int(self._executor.threads)
+
+    @property
+    def cache(self) -> str:
+        """The format of keys and values."""
+        return next(name for name, number in CACHES.items() if number == self._cache)
 
     def memory(self) -> Memory:
         """As it is now: buffers grow to the longest call so far."""
@@ -132,7 +139,7 @@ class NativeModel(Talker):
         try:
             while made < sampling.max_tokens:
                 now = self._reading(len(history), sampling.max_tokens - made)
-                if not _same(now, read):
+                if now != read:
                     # Keys that were read otherwise are of no use.
                     sequence, read = self._begin(now), now
                 count = min(self._stage(len(history)), sampling.max_tokens - made)
@@ -258,7 +265,7 @@ class NativeModel(Talker):
         """A sequence that holds the longest beginning of ``history`` that the last call left."""
         read = self._reading(len(history), left)
         kept, self._kept = self._kept, None
-        if kept is not None and _same(kept[2], read):
+        if kept is not None and kept[2] == read:
             sequence, before, _ = kept
             # The last token is read again: its logits are wanted.
             most = min(sequence.length, len(history) - 1)
@@ -272,9 +279,9 @@ class NativeModel(Talker):
 
     # Scoring
 
-    def _scores(self, ids: NDArray[np.int64]) -> list[float]:
+    def _scores(self, ids: list[int]) -> list[float]:
         context = self.spec.context
-        scores = np.zeros(max(0, len(ids) - 1))
+        scores = [0.0] * max(0, len(ids) - 1)
         at_once = max(1, SCORED_AT_ONCE // context)
         every = windows(len(ids), context)
         for group in range(0, len(every), at_once):
@@ -282,12 +289,12 @@ class NativeModel(Talker):
             # All rows of a batch count as long as the longest.
             read = reading(self.spec, max(window.length for window in some))
             sequences = [self._begin(read) for _ in some]
-            tokens = [ids[w.begin : w.begin + w.length].tolist() for w in some]
-            targets = [ids[w.begin + 1 : w.begin + w.length + 1].tolist() for w in some]
+            tokens = [ids[w.begin : w.begin + w.length] for w in some]
+            targets = [ids[w.begin + 1 : w.begin + w.length + 1] for w in some]
             found = self._executor.score(sequences, tokens, targets)
             for (begin, length, new), own in zip(some, found, strict=True):
-                scores[begin + new : begin + length] = np.asarray(own)[new:]
-        return scores.tolist()
+                scores[begin + new : begin + length] = own[new:].tolist()
+        return scores
 
 
 def _room(weights: int) -> int:
@@ -299,10 +306,6 @@ def _room(weights: int) -> int:
     except (OSError, StopIteration):
         return 0
     return max(1 << 20, free * 9 // 10 - weights)
-
-
-def _same(one: Reading, other: Reading) -> bool:
-    return one[1:] == other[1:] and np.array_equal(one.frequencies, other.frequencies)
 
 
 def _check_isa(isa: str, known: list[str]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from flyweight.files.blocks import FORMATS, NUMBERED, Format, dequantise
+from flyweight.files.blocks import dequantise
+from flyweight.files.formats import FORMATS, NUMBERED, Format
 from flyweight.files.gguf_types import FILE_TYPES, Types
 from flyweight.files.quantise import quantise
 from flyweight.files.weights import StoredTensor

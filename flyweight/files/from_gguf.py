@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flyweight.files import names
-from flyweight.files.blocks import Bytes, Floats, dequantise
 from flyweight.files.gguf import GgufFile, GgufTensor
 from flyweight.files.gguf_architectures import ARCHITECTURES, row_order, target
 from flyweight.files.gguf_keys import described
@@ -23,6 +21,9 @@ from flyweight.spec.errors import ConfigurationError, CorruptFileError, Flyweigh
 from flyweight.spec.model import ModelSpec
 from flyweight.zoo import shapes
 from flyweight.zoo.layout import layout
+
+if TYPE_CHECKING:
+    from flyweight.files.blocks import Bytes, Floats
 
 # Our own architecture, and the keys that say a spec: docs/gguf.md.
 OWN, SPEC, VERSION, NEWEST = "flyweight", "flyweight.spec", "flyweight.version", 1
@@ -36,7 +37,7 @@ class Part(NamedTuple):
     """
 
     tensor: GgufTensor
-    order: NDArray[np.intp] | None
+    order: array[int] | None
 
     def rows(self) -> Bytes:
         """(rows, bytes of a row): the file's own view, or a copy where rows change places.
@@ -66,6 +67,10 @@ class GgufWeight:
 
     def dequantise(self) -> Floats:
         """The numbers, in ``shape``."""
+        import numpy as np
+
+        from flyweight.files.blocks import dequantise
+
         rows = [dequantise(part.rows(), part.tensor.form) for part in self.parts]
         return np.concatenate(rows, axis=None).reshape(self.shape)
 
@@ -73,15 +78,15 @@ class GgufWeight:
 class GgufModel(NamedTuple):
     """An opened file. ``spec`` has no sharing where the architecture is one of llama.cpp's.
 
-    ``tokenizer``: where ``load_tokenizer`` finds the vocabulary, the file itself. ``notes``: what
-    the file says that was not used.
+    ``metadata``: all that the file says, the vocabulary in it (``text.load.gguf_tokenizer``).
+    ``notes``: what of it was not used.
     """
 
     name: str
     architecture: str
     spec: ModelSpec
     weights: Mapping[str, GgufWeight]
-    tokenizer: Path
+    metadata: dict[str, Any]
     notes: tuple[str, ...]
 
 
@@ -123,7 +128,7 @@ def _model(file: GgufFile) -> GgufModel:
             else:
                 notes += (f"{SPEC} contradicts the other keys and was not used",)
         weights = dict(_weights(spec, architecture, file))
-    return GgufModel(name, architecture, spec, weights, file.path, notes)
+    return GgufModel(name, architecture, spec, weights, file.metadata, notes)
 
 
 def _kinds(file: GgufFile) -> dict[str, Kind]:
@@ -160,7 +165,7 @@ def _says_the_same(spec: ModelSpec, architecture: str, metadata: Mapping[str, An
     def alike(key: str, value: Any) -> bool:
         there = metadata.get(key)
         if isinstance(value, float):
-            return isinstance(there, float) and np.float32(there) == np.float32(value)
+            return isinstance(there, float) and _single(there) == _single(value)
         return bool(there == value)
 
     return all(alike(key, value) for key, value in found.keys.items())
@@ -196,12 +201,28 @@ def _weights(
         for piece in copy:
             order = row_order(spec, known, piece.name)
             # Theirs from ours; the other way round it is the inverse.
-            back = None if order is None else np.argsort(order)
+            back = None if order is None else _inverse(order)
             tensor = file.tensors[piece.name]
             if back is not None and len(tensor.shape) == 1 and tensor.form.block > 1:
                 raise FlyweightError(f"tensor {piece.name!r}: a bias in {tensor.form.name}")
             parts.append(Part(file.tensors[piece.name], back))
         yield each.name, GgufWeight(each.name, each.shape, tuple(parts))
+
+
+@lru_cache(maxsize=8)  # a model's queries and its keys
+def _inverse(order: tuple[int, ...]) -> array[int]:
+    back = array("q", order)
+    for place, row in enumerate(order):
+        back[row] = place
+    return back
+
+
+def _single(value: float) -> bytes:
+    """The number in single precision."""
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return b""
 
 
 def _check(findings: Findings) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from flyweight.files.blocks import NUMBERED, OTHERS, Bytes, Floats, Format, dequantise
+from flyweight.files.formats import NUMBERED, OTHERS, Format
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 from flyweight.text.gguf_metadata import Reader
+
+if TYPE_CHECKING:
+    from flyweight.files.blocks import Bytes, Floats
 
 # What ggml itself keeps to.
 LONGEST_NAME, MOST_DIMENSIONS, ALIGNMENT = 63, 4, 32
@@ -31,17 +32,31 @@ _LEAST_INFO = 8 + 1 + 4 + 8 + 4 + 8
 class GgufTensor(NamedTuple):
     """A tensor as the file has it.
 
-    ``shape``: as numpy counts, rows first (the file has it the other way round). ``data``: its
-    bytes in ggml's layout, (rows, bytes of a row), a read-only view of the mapped file.
+    ``shape``: as numpy counts, rows first (the file has it the other way round). ``flat``: its
+    bytes in ggml's layout, a read-only view of the mapped file.
     """
 
     name: str
     form: Format
     shape: tuple[int, ...]
-    data: Bytes
+    flat: memoryview
+
+    @property
+    def rows(self) -> int:
+        """A vector is one row."""
+        return prod(self.shape[:-1])
+
+    @property
+    def data(self) -> Bytes:
+        """``flat`` as an array, (rows, bytes of a row)."""
+        import numpy as np
+
+        return np.frombuffer(self.flat, dtype=np.uint8).reshape(self.rows, -1)
 
     def dequantise(self) -> Floats:
         """The numbers, in this tensor's shape."""
+        from flyweight.files.blocks import dequantise
+
         return dequantise(self.data, self.form).reshape(self.shape)
 
 
@@ -107,12 +122,10 @@ class GgufFile:
             if info.offset < ends:
                 raise CorruptFileError(f"tensors {before!r} and {info.name!r} overlap")
             ends, before = info.offset + length, info.name
-        whole = np.frombuffer(self._map, dtype=np.uint8)
+        whole = memoryview(self._map)
         for info in infos:
             at = self.data_offset + info.offset
-            rows = prod(info.shape[:-1])
-            view = whole[at : at + info.bytes].reshape(rows, info.bytes // rows)
-            yield GgufTensor(info.name, info.form, info.shape, view)
+            yield GgufTensor(info.name, info.form, info.shape, whole[at : at + info.bytes])
 
 
 class _Info(NamedTuple):

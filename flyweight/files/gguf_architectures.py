@@ -7,18 +7,18 @@ What none computes is said by name; such a model goes into a file of the archite
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flyweight.files.blocks import Floats
 from flyweight.files.ordinary import expand, ours_alone
 from flyweight.spec.model import ModelSpec, Scale
 from flyweight.spec.position import DynamicScaling, LinearScaling, Llama3Scaling, LongRope
 
+if TYPE_CHECKING:
+    from flyweight.files.blocks import Floats
+
 # A pair of dimensions whose angles are divided by this does not turn.
-STILL = np.float32(1e30)
+STILL = 1e30
 
 
 class Architecture(NamedTuple):
@@ -67,7 +67,7 @@ def target(spec: ModelSpec, family: str = "") -> Target | list[str]:
     return Target(name, architecture, keys, expanded, _rope_tensors(name, expanded))
 
 
-def row_order(spec: ModelSpec, architecture: Architecture, part: str) -> NDArray[np.intp] | None:
+def row_order(spec: ModelSpec, architecture: Architecture, part: str) -> tuple[int, ...] | None:
     """Row r of a GGUF tensor of queries or keys is row ``order[r]`` of ours; None: the same.
 
     ``part``: the GGUF tensor's name.
@@ -81,10 +81,15 @@ def row_order(spec: ModelSpec, architecture: Architecture, part: str) -> NDArray
         heads = spec.kv_heads
     else:
         return None
-    half = spec.rotary_dim // 2
-    head = np.arange(spec.head_dim)
-    head[: 2 * half] = np.arange(2 * half).reshape(2, half).T.reshape(-1)
-    return (np.arange(heads)[:, None] * spec.head_dim + head).reshape(-1)
+    return _neighbours(heads, spec.head_dim, spec.rotary_dim // 2)
+
+
+@lru_cache(maxsize=8)  # a model's queries and its keys
+def _neighbours(heads: int, dim: int, half: int) -> tuple[int, ...]:
+    """The rows of ``heads`` heads, numbers that lie ``half`` apart beside each other."""
+    head = [at for pair in zip(range(half), range(half, 2 * half), strict=True) for at in pair]
+    head += range(2 * half, dim)
+    return tuple(dim * number + at for number in range(heads) for at in head)
 
 
 # -- what keeps a spec from an architecture
@@ -283,6 +288,10 @@ def _interpolated(spec: ModelSpec) -> bool:
 
 def _rope_tensors(name: str, spec: ModelSpec) -> dict[str, Floats]:
     scaling = spec.position.scaling
+    if scaling is None and spec.rotary_dim == spec.head_dim:
+        return {}
+    import numpy as np
+
     if name == "phi3" and isinstance(scaling, LongRope):
         ones = (1.0,) * (spec.rotary_dim // 2)
         return {
@@ -299,6 +308,8 @@ def _rope_tensors(name: str, spec: ModelSpec) -> dict[str, Floats]:
 def _divisors(spec: ModelSpec) -> Floats:
     """What llama's angles are divided by to become the spec's: theta^(-2i/d) for a head's d
     dimensions over the frequency that turns pair i. Pairs that do not turn get STILL."""
+    import numpy as np
+
     position, rotary = spec.position, spec.rotary_dim
     theirs = position.theta ** -(np.arange(0, spec.head_dim, 2) / spec.head_dim)
     ours = position.theta ** -(np.arange(0, rotary, 2) / rotary)
@@ -311,7 +322,7 @@ def _divisors(spec: ModelSpec) -> Floats:
             turns = scaling.original * ours / (2 * np.pi)
             kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clip(0, 1)
             ours = ours * (kept + (1 - kept) / scaling.factor)
-    made = np.full(spec.head_dim // 2, STILL)
+    made = np.full(spec.head_dim // 2, STILL, dtype=np.float32)
     made[: rotary // 2] = theirs[: rotary // 2] / ours
     return made
 

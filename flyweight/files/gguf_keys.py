@@ -7,10 +7,9 @@ decoder does not have is refused by its name.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from flyweight.files.gguf import GgufFile
 from flyweight.files.gguf_architectures import ARCHITECTURES
@@ -85,7 +84,7 @@ class _Keys:
         value = self._take(name, (int, float), "a number", default)
         if not 0 < value < float("inf"):
             raise CorruptFileError(f"{self.prefix}{name} is {value}: more than 0 is wanted")
-        return float(str(np.float32(value)))
+        return _shortest(value)
 
     def absent(self, name: str, *allowed: Any) -> None:
         """A setting that is not supported, unless it has one of the values that mean nothing."""
@@ -119,6 +118,16 @@ class _Keys:
         if shape is None or len(shape) != 2:
             raise CorruptFileError(f"it has no matrix {name!r}")
         return shape[0]
+
+
+def _shortest(value: float) -> float:
+    """The number with the fewest digits that is ``value`` in single precision."""
+    try:
+        single = struct.pack("<f", value)
+    except OverflowError:
+        return math.inf
+    tries = (float(f"{struct.unpack('<f', single)[0]:.{digits}g}") for digits in range(1, 10))
+    return next(number for number in tries if struct.pack("<f", number) == single)
 
 
 def _sizes(keys: _Keys) -> dict[str, Any]:

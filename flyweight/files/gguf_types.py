@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from flyweight.files.blocks import FORMATS, Format
+from flyweight.files.formats import FORMATS, Format
 
 # llama.cpp's numbers for what a file is mostly made of (general.file_type).
 FILE_TYPES = {

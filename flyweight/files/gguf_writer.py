@@ -11,7 +11,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from flyweight.files.atomic import new_file
-from flyweight.files.blocks import Floats, Format
+from flyweight.files.blocks import Floats
+from flyweight.files.formats import Format
 from flyweight.files.gguf import ALIGNMENT, LONGEST_NAME
 from flyweight.files.quantise import quantise
 from flyweight.spec.errors import FlyweightError

@@ -17,7 +17,7 @@ from flyweight.files.config_json import describe
 from flyweight.files.model_folder import SPEC, TOKENIZER, WEIGHTS, is_model_folder
 from flyweight.files.pickles import PickleFile
 from flyweight.files.published import Published, same_bits
-from flyweight.files.tensors import Bits, Kind, TensorFile, Tensors
+from flyweight.files.tensors import Kind, TensorFile, Tensors
 from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.spec.model import ModelSpec
@@ -27,6 +27,8 @@ from flyweight.zoo.layout import Layout, layout, of_family
 
 if TYPE_CHECKING:
     import torch
+
+    from flyweight.files.tensors import Bits
 
 CONFIG = "config.json"
 # Where weights are looked for, the first that is there.

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flyweight.files.legacy_pickles import LegacyFile, is_legacy
-from flyweight.files.tensors import Bits, Kind, bits_of, kind_of
+from flyweight.files.tensors import Kind, bits_of, kind_of
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 
 if TYPE_CHECKING:
     import torch
+
+    from flyweight.files.tensors import Bits
 
 
 class PickleFile:

@@ -10,13 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from flyweight.files import names
 from flyweight.files.names import Piece, Planned
 from flyweight.files.tensors import (
     KINDS,
-    Bits,
     Kind,
     Tensors,
     dtype_of,
@@ -29,6 +26,8 @@ from flyweight.zoo.layout import Layout
 
 if TYPE_CHECKING:
     import torch
+
+    from flyweight.files.tensors import Bits
 
 
 class Findings(NamedTuple):
@@ -106,6 +105,7 @@ class Published:
         self._check_copies()
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        import numpy as np
         import torch
 
         kind, bits = self.kinds[name], self.bits(name)
@@ -131,6 +131,8 @@ class Published:
         first = self.source.bits(copy[0].name)
         if len(copy) == 1 and len(copy[0].segments) == 1:
             return first.T if copy[0].transposed else first
+        import numpy as np
+
         made = np.empty(kind.shape, dtype=word_of(kind))
         for piece in copy:
             theirs = self.source.bits(piece.name)
@@ -218,5 +220,7 @@ def compare(planned: list[Planned], layout: Layout, kinds: Mapping[str, Kind]) -
 
 def same_bits(source: Tensors, first: str, second: str) -> bool:
     """Whether two tensors are equal bit for bit, of one type and shape."""
+    import numpy as np
+
     same = source.kinds[first] == source.kinds[second]
     return same and np.array_equal(source.bits(first), source.bits(second))

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from flyweight.files.blocks import Bytes, Floats, Format
+from flyweight.files.blocks import Bytes, Floats
+from flyweight.files.formats import Format
 from flyweight.files.superblocks import q4_k, q5_k, q6_k
 from flyweight.spec.errors import FlyweightError
 

@@ -8,20 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+
+    # A tensor's numbers as they are stored, without their meaning: uint16, uint32 or uint64.
+    Bits = NDArray[np.unsignedinteger[Any]]
 
 # The format's names of the kinds that weights come in, and torch's, in the order of the format's
 # own enumeration: a file has the last of them first.
 KINDS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
-# A tensor's numbers as they are stored, without their meaning: uint16, uint32 or uint64.
-Bits = NDArray[np.unsignedinteger[Any]]
 
 
 class ByName(Protocol):
@@ -94,6 +94,8 @@ class TensorFile:
             with open(self.path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(length))
+            import numpy as np
+
             mapped = np.memmap(self.path, np.uint8, mode="r", offset=8 + length)
             # An ordinary array: slices of a memmap cost its bookkeeping each time.
             self._mapped = mapped.view(np.ndarray), header
@@ -190,6 +192,8 @@ def size(kind: Kind) -> int:
 
 def word_of(kind: Kind) -> np.dtype[np.unsignedinteger[Any]]:
     """The unsigned integer that one number of this kind fills."""
+    import numpy as np
+
     return np.dtype(f"<u{_BYTES[kind.dtype]}")
 
 

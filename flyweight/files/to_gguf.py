@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flyweight.files import names
-from flyweight.files.blocks import FORMATS, Floats
+from flyweight.files.blocks import Floats
+from flyweight.files.formats import FORMATS
 from flyweight.files.from_gguf import NEWEST, OWN, SPEC, VERSION
 from flyweight.files.gguf_architectures import Target, row_order, target
 from flyweight.files.gguf_types import FILE_TYPES, Types
@@ -185,7 +186,8 @@ def _tensors(spec: ModelSpec, source: Source, ordinary: Target, types: Types) ->
             order = row_order(expanded, architecture, piece.name)
             form = types(each.name, piece.name, piece.shape)
             length = piece.shape[0] if len(piece.shape) == 1 else 0
-            rows = _Rows(source, ours, segment.ours, order, factor, length)
+            places = None if order is None else np.array(order)
+            rows = _Rows(source, ours, segment.ours, places, factor, length)
             yield Written(piece.name, piece.shape, form, rows)
     for name, vector in ordinary.tensors.items():
         yield Written(name, vector.shape, FORMATS["f32"], partial(_constant, vector))

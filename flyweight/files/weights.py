@@ -6,20 +6,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flyweight.files.blocks import NUMBERED, Floats, dequantise
-from flyweight.files.random_weights import RandomSource
-from flyweight.files.tensors import Bits, Kind, Tensors
+from flyweight.files.formats import NUMBERED
+from flyweight.files.tensors import Kind, Tensors
 from flyweight.spec.errors import CorruptFileError
 from flyweight.spec.model import ModelSpec
 from flyweight.zoo import shapes
 
 if TYPE_CHECKING:
-    import torch
+    from array import array
 
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from flyweight.files.blocks import Floats
     from flyweight.files.from_gguf import GgufWeight
+    from flyweight.files.tensors import Bits
 
 # ggml's numbers of the kinds that weights come in, by the names that safetensors has for them.
 NUMBERS = {"F32": 0, "F16": 1, "BF16": 30}
@@ -28,21 +30,23 @@ NUMBERS = {"F32": 0, "F16": 1, "BF16": 30}
 class StoredTensor(NamedTuple):
     """A matrix of ``rows`` rows of ``cols`` numbers, or a vector (one row).
 
-    ``format``: ggml's number of the type. ``data``: flat, row after row in ggml's layout, often
-    a view of a mapped file. ``order``: row r of a matrix is row ``order[r]`` of the data; None:
-    row r.
+    ``format``: ggml's number of the type. ``data``: flat bytes, row after row in ggml's layout,
+    often a view of a mapped file. ``order``: row r of a matrix is row ``order[r]`` of the data;
+    None: row r.
     """
 
     format: int
     rows: int
     cols: int
-    data: NDArray[np.uint8]
-    order: NDArray[np.intp] | None = None
+    data: memoryview | NDArray[np.uint8]
+    order: array[int] | NDArray[np.intp] | None = None
 
     def in_rows(self) -> NDArray[np.uint8]:
         """(rows, bytes of a row), a copy where rows are in another order."""
-        rows = self.data.reshape(self.rows, -1)
-        return rows if self.order is None else rows[self.order]
+        import numpy as np
+
+        rows = np.asarray(self.data).reshape(self.rows, -1)
+        return rows if self.order is None else rows[np.asarray(self.order)]
 
 
 class StoredTensors(Mapping[str, StoredTensor]):
@@ -55,6 +59,8 @@ class StoredTensors(Mapping[str, StoredTensor]):
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> StoredTensor:
+        import numpy as np
+
         kind = self._tensors.kinds[name]
         bits, number = self._tensors.bits(name), NUMBERS.get(kind.dtype)
         if number is None:
@@ -94,11 +100,10 @@ class GgufTensors(Mapping[str, StoredTensor]):
 
     def __getitem__(self, name: str) -> StoredTensor:
         part = self._parts[name]
-        form, vector = part.tensor.form, len(part.tensor.shape) == 1
-        rows = part.rows() if vector else part.tensor.data
-        cols = rows.shape[1] // form.size * form.block
-        order = None if vector else part.order
-        return StoredTensor(form.number, len(rows), cols, rows.reshape(-1), order)
+        form, rows, cols = part.tensor.form, part.tensor.rows, part.tensor.shape[-1]
+        if len(part.tensor.shape) == 1 and part.order is not None:
+            return StoredTensor(form.number, rows, cols, part.rows().reshape(-1))
+        return StoredTensor(form.number, rows, cols, part.tensor.flat, part.order)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -111,11 +116,15 @@ class RandomTensors(Mapping[str, StoredTensor]):
     """The random tensors of a spec, made when they are asked for."""
 
     def __init__(self, spec: ModelSpec) -> None:
+        from flyweight.files.random_weights import RandomSource
+
         self._source = RandomSource(spec)
 
     def __getitem__(self, name: str) -> StoredTensor:
         if name not in self._source.shapes:
             raise KeyError(name)
+        import numpy as np
+
         rows = self._source.rows(name, slice(None))
         data = rows.reshape(-1).view(np.uint8)
         return StoredTensor(NUMBERS["F32"], rows.shape[0], rows.shape[1], data)
@@ -135,6 +144,8 @@ class Dequantised:
         self.kinds = {t.name: Kind("F32", t.shape) for t in shapes.tensors(spec)}
 
     def bits(self, name: str) -> Bits:
+        import numpy as np
+
         return self._numbers(name).view(np.uint32)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -149,12 +160,16 @@ class Dequantised:
         else:
             owner, stem, leaf = name.rsplit(".", 2)
             whole = [self.tensors[f"{owner}.{part}.{leaf}"] for part in PARTS[stem]]
+        import numpy as np
+
         rows = [dequantised(each) for each in whole]
         return np.concatenate(rows, axis=None).reshape(self.kinds[name].shape)
 
 
 def dequantised(tensor: StoredTensor) -> Floats:
     """The numbers of a tensor, (rows, cols)."""
+    from flyweight.files.blocks import dequantise
+
     form = NUMBERED[tensor.format]
     return dequantise(tensor.in_rows(), form)
 

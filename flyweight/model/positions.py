@@ -14,7 +14,7 @@ from flyweight.spec.position import Position
 
 def rope_frequencies(position: Position, rotary_dim: int, length: int = 0) -> Tensor:
     """``spec.frequencies.rope_frequencies`` as a tensor, on the CPU. Shape (d/2,)."""
-    return torch.from_numpy(spec_frequencies.rope_frequencies(position, rotary_dim, length))
+    return torch.tensor(spec_frequencies.rope_frequencies(position, rotary_dim, length))
 
 
 def rope_tables(frequencies: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,4 +64,4 @@ def relative_buckets(position: Position, distance: Tensor, both_ways: bool) -> T
 
 def alibi_slopes(heads: int) -> Tensor:
     """``spec.frequencies.alibi_slopes`` as a tensor, on the CPU. Shape (heads,)."""
-    return torch.from_numpy(spec_frequencies.alibi_slopes(heads))
+    return torch.tensor(spec_frequencies.alibi_slopes(heads))

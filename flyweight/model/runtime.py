@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from flyweight.model.cache import Cache
 from flyweight.model.decoder import Decoder
@@ -25,7 +24,7 @@ class TorchModel(Talker):
         self.spec: ModelSpec = decoder.spec
 
     @torch.no_grad()
-    def _scores(self, ids: NDArray[np.int64]) -> list[float]:
+    def _scores(self, ids: list[int]) -> list[float]:
         context = self.spec.context
         scores = np.zeros(max(0, len(ids) - 1))
         at_once = max(1, SCORED_AT_ONCE // context)
@@ -37,7 +36,7 @@ class TorchModel(Talker):
                 row[: window.length] = ids[window.begin : window.begin + window.length]
             hidden_BTE = self.decoder.hidden(torch.from_numpy(tokens))
             for (begin, length, new), row_TE in zip(some, hidden_BTE, strict=True):
-                own = torch.from_numpy(ids[begin + 1 : begin + length + 1])
+                own = torch.tensor(ids[begin + 1 : begin + length + 1])
                 # A row at a time: all rows' logits would be gigabytes with a large vocabulary.
                 log_probs = self.decoder.logits(row_TE[:length]).log_softmax(dim=-1)
                 picked = log_probs.gather(1, own[:, None])[:, 0].double().numpy()

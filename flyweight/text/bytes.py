@@ -6,10 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from flyweight.text.document import BYTE_LEVEL, added_token, bpe, surrounded_by, tokenizer_json
 from flyweight.text.tokenizer import (
@@ -22,6 +19,10 @@ from flyweight.text.tokenizer import (
     with_bos,
     write,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 PAD_ID = 256
 EOT_ID = 257
@@ -63,12 +64,16 @@ class ByteTokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
-        for id in array[(array < 0) | (array >= self.vocab_size)][:1]:
-            require_id(int(id), self.vocab_size)
-        return array[array < PAD_ID].astype(np.uint8).tobytes()
+        # Of an array, Python's own numbers: faster to look at one by one.
+        given = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        if given and not 0 <= min(given) <= max(given) < self.vocab_size:
+            for id in given:
+                require_id(id, self.vocab_size)
+        return bytes([id for id in given if id < PAD_ID])
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.unsignedinteger]]:
+        import numpy as np
+
         return [
             np.frombuffer(utf8(text, f"document {i}"), dtype=np.uint8).astype(np.uint16)
             for i, text in enumerate(texts)

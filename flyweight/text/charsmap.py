@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import numpy as np
-
 from flyweight.spec.errors import CorruptFileError
 
 SPACE = "▁"
@@ -177,6 +175,8 @@ def read_charsmap(blob: bytes) -> Mapping[str, str]:
     size = int.from_bytes(blob[:4], "little")
     if len(blob) <= 4 or size % 4 or not 0 < size <= len(blob) - 4:
         raise CorruptFileError(f"the charsmap of {len(blob)} bytes claims a trie of {size} bytes")
+    import numpy as np
+
     units = np.frombuffer(blob, dtype="<u4", count=size // 4, offset=4)
     texts = blob[4 + size :]
     index = np.arange(len(units), dtype=np.int64)

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 
 _NUMBERS = {
@@ -148,7 +146,7 @@ class Reader:
         if kind in _NUMBERS:
             layout = _NUMBERS[kind]
             size = struct.calcsize(layout)
-            return np.frombuffer(self.take(count * size), dtype=np.dtype(layout)).tolist()
+            return list(struct.unpack(f"<{count}{layout[-1]}", self.take(count * size)))
         if kind == _STRING:
             return self._strings(count)
         read = self.kinds[kind][0]
@@ -156,11 +154,11 @@ class Reader:
 
     def _strings(self, count: int) -> list[str]:
         """As ``string`` would read them; a vocabulary has hundreds of thousands."""
-        data, at, end = self.data, self.at, len(self.data)
+        data, at, end, length = self.data, self.at, len(self.data), _LENGTH.unpack_from
         found: list[str] = []
         try:
             for _ in range(count):
-                (size,) = _LENGTH.unpack_from(data, at)
+                (size,) = length(data, at)
                 at += 8
                 if size > end - at:
                     raise CorruptFileError(f"{size} bytes are claimed where {end - at} are left")

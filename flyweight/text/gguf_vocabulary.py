@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from typing import Any
 
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 from flyweight.spec.table import nearest
 from flyweight.text.byte_level import CUTS, byte_level_document
-from flyweight.text.gguf_metadata import read_metadata
 from flyweight.text.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces
 
 _PREFIX = "tokenizer.ggml."
@@ -18,19 +16,14 @@ _PREFIX = "tokenizer.ggml."
 OWN = "flyweight.tokenizer"
 
 
-def read_gguf(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The vocabulary of the GGUF file at ``path`` as a tokenizer.json, parsed.
+def document_of(keys: dict[str, Any]) -> dict[str, Any]:
+    """The vocabulary in a GGUF file's metadata as a tokenizer.json, parsed.
 
     Models "llama" (SentencePiece BPE) and "gpt2" (byte-level BPE) are read. A beginning-of-text
     token is added as `add_bos_token` says; without that key "llama" adds one and "gpt2" does not.
     A file of ours that holds its tokenizer.json gives that.
     Raises CorruptFileError where it is damaged, FlyweightError where it is of another kind.
     """
-    return document_of(read_metadata(path))
-
-
-def document_of(keys: dict[str, Any]) -> dict[str, Any]:
-    """``read_gguf``'s, of a file's metadata."""
     if OWN in keys:
         return _own(keys[OWN])
     wanted = {key: value for key, value in keys.items() if key.startswith(_PREFIX)}

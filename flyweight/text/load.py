@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 from flyweight.text.byte_level import read_vocabulary_and_merges
 from flyweight.text.bytes import ByteTokenizer, is_byte_tokenizer
-from flyweight.text.gguf_vocabulary import read_gguf
+from flyweight.text.gguf_metadata import read_metadata
+from flyweight.text.gguf_vocabulary import OWN, document_of
 from flyweight.text.piece_tokenizer import PieceTokenizer
 from flyweight.text.pieces import CONTROL, USER_DEFINED, Pieces, holds_pieces, read_document
 from flyweight.text.sentencepiece import read_model
@@ -47,12 +50,25 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """
     files = _find(Path(path).expanduser())
     config = _config(files[0].with_name("tokenizer_config.json"))
-    try:
+    with _named(files[0]):
         return _read(files, config)
+
+
+def gguf_tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
+    """``load_tokenizer`` of a GGUF file whose metadata was read already."""
+    with _named(path):
+        return _of_gguf(metadata)
+
+
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Errors that say where."""
+    try:
+        yield
     except FlyweightError as error:
-        if str(files[0].parent) in str(error):  # it says where
+        if str(file.parent) in str(error):
             raise
-        raise type(error)(f"{files[0]}: {error}") from None
+        raise type(error)(f"{file}: {error}") from None
 
 
 def _read(files: tuple[Path, ...], config: dict[str, Any]) -> Tokenizer:
@@ -66,25 +82,38 @@ def _read(files: tuple[Path, ...], config: dict[str, Any]) -> Tokenizer:
     except OSError as error:
         raise FlyweightError(f"{file} cannot be read: {error.strerror}") from None
     if magic == b"GGUF" or file.suffix == ".gguf":
-        document, config = read_gguf(file), {}
-    elif file.suffix == ".model":
+        return _of_gguf(read_metadata(file))
+    if file.suffix == ".model":
         return PieceTokenizer(_configured(read_model(file.read_bytes()), config))
-    else:
-        document = read_json(file)
+    return _of_document(read_json(file), config)
+
+
+def _of_gguf(metadata: dict[str, Any]) -> Tokenizer:
+    """The vocabulary of a GGUF file as its keys say it, or the whole tokenizer.json that a file of
+    ours may hold besides."""
+    return _of_document(document_of(metadata), {}, metadata.get(OWN))
+
+
+def _of_document(
+    document: dict[str, Any], config: dict[str, Any], written: str | None = None
+) -> Tokenizer:
     if is_byte_tokenizer(document):
         return ByteTokenizer()
     if holds_pieces(document):
         return PieceTokenizer(read_document(document))
-    return _subword(document, config)
+    return _subword(document, config, written)
 
 
-def _subword(document: dict[str, Any], config: dict[str, Any]) -> SubwordTokenizer:
+def _subword(
+    document: dict[str, Any], config: dict[str, Any], written: str | None = None
+) -> SubwordTokenizer:
     add_bos = config.get("add_bos_token")
     return SubwordTokenizer(
         document,
         add_bos=add_bos if isinstance(add_bos, bool) else None,
         bos=_token(config.get("bos_token")),
         eot=_token(config.get("eos_token")),
+        written=written,
     )
 
 

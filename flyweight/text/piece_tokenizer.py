@@ -6,9 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from flyweight.text.charsmap import SPACE, Longest, Normalizer, read_charsmap
 from flyweight.text.merges import ScoredMerges
@@ -30,6 +28,10 @@ from flyweight.text.tokenizer import (
     write,
 )
 from flyweight.text.unigram import Unigram, unknown_score, user_defined_score
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class PieceTokenizer:
@@ -133,6 +135,8 @@ class PieceTokenizer:
         return [id for i, id in enumerate(ids) if id != unk or not i or ids[i - 1] != unk]
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.unsignedinteger]]:
+        import numpy as np
+
         for i, text in enumerate(texts):
             utf8(text, f"document {i}")
         dtype = token_dtype(self.vocab_size)

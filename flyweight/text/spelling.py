@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from flyweight.spec.errors import ConfigurationError
 from flyweight.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # What a slot holds: a byte, a pad after a token's end, or <eot>, a token of its own.
 PAD, EOT, SYMBOLS = 256, 257, 258
@@ -17,6 +20,8 @@ def spelling(tokenizer: Tokenizer, vocab_size: int, slots: int) -> NDArray[np.in
 
     Raises ConfigurationError where a token has more bytes than there are slots.
     """
+    import numpy as np
+
     table = np.full((vocab_size, slots), PAD, dtype=np.int32)
     long = []
     for token in range(min(tokenizer.vocab_size, vocab_size)):

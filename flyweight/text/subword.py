@@ -10,10 +10,8 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
@@ -31,6 +29,10 @@ from flyweight.text.tokenizer import (
     with_bos,
     write,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # Llama 3's pattern (GPT-4's, with numbers of at most three digits): runs of newlines and of
 # spaces stay whole, a word takes along the space or sign before it. It is taken letter by letter
@@ -55,6 +57,7 @@ class SubwordTokenizer:
     ``document`` is the parsed tokenizer.json. ``add_bos``, ``bos`` and ``eot`` (a token's text)
     override what is read or guessed from it; what they change is saved with it, under
     ``model.flyweight`` (bos_id, eot_id, pad_id, add_bos), which other programs pass over.
+    ``written``: the document as ``to_json`` once wrote it, where it is at hand.
     """
 
     def __init__(
@@ -63,8 +66,11 @@ class SubwordTokenizer:
         add_bos: bool | None = None,
         bos: str | None = None,
         eot: str | None = None,
+        written: str | None = None,
     ) -> None:
-        self._json = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
+        if written is None:
+            written = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
+        self._json = written
         self._plain = self._tokenizer(specials=False)
         try:
             self._plain.encode("a")
@@ -191,6 +197,8 @@ class SubwordTokenizer:
         return with_bos(tokenizer.encode(text, add_special_tokens=False).ids, self.bos_id, bos)
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.unsignedinteger]]:
+        import numpy as np
+
         for i, text in enumerate(texts):
             utf8(text, f"document {i}")
         dtype = token_dtype(self.vocab_size)

@@ -11,9 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.text.tokenizer import StreamDecoder, Tokenizer, require_id
@@ -90,7 +87,7 @@ class Talker:
         likeliest tokens to tell, None for no log probabilities at all."""
         raise NotImplementedError
 
-    def _scores(self, ids: NDArray[np.int64]) -> list[float]:
+    def _scores(self, ids: list[int]) -> list[float]:
         """log p of ids[1:], each given those before it within its window (``windows``)."""
         raise NotImplementedError
 
@@ -200,7 +197,7 @@ class Talker:
         ids = self._encode(text, bos)
         if not ids:
             return []
-        return list(zip(ids[1:], self._scores(np.array(ids, dtype=np.int64)), strict=True))
+        return list(zip(ids[1:], self._scores(ids), strict=True))
 
     def _encode(self, text: str, bos: bool | None = None) -> list[int]:
         return self.tokenizer.encode(text, bos=self.tokenizer.add_bos if bos is None else bos)

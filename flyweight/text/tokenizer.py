@@ -8,12 +8,13 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flyweight.spec.errors import CorruptFileError, FlyweightError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 PAD = "<pad>"
 EOT = "<eot>"
@@ -71,11 +72,15 @@ class Tokenizer(Protocol):
 
 def token_dtype(vocab_size: int) -> type[np.uint16 | np.uint32]:
     """The narrower of uint16 and uint32 that holds every id."""
+    import numpy as np
+
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 def byte_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
     """(vocab_size,): the number of bytes each token stands for; 0 for special tokens."""
+    import numpy as np
+
     lengths = (len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size))
     return np.fromiter(lengths, dtype=np.int64, count=tokenizer.vocab_size)
 
@@ -156,7 +161,7 @@ class StreamDecoder:
 
     def push(self, ids: int | Iterable[int]) -> str:
         """The text that ``ids`` complete; "" while a character is still unfinished."""
-        ids = iter([ids] if isinstance(ids, (int, np.integer)) else ids)
+        ids = iter(ids if isinstance(ids, Iterable) else [ids])
         data = bytearray()
         while self._front and (id := next(ids, None)) is not None:
             piece, self._front = self._first(int(id))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flyweight.data.shards import is_dataset
-from flyweight.files.blocks import NUMBERED
+from flyweight.files.formats import NUMBERED
 from flyweight.files.weights import NUMBERS, Dequantised
 from flyweight.load import Stored, stored
 from flyweight.model.decoder import Decoder

@@ -154,6 +154,13 @@ def test_what_the_cache_keeps(
         assert (error <= np.abs(x).max(axis=1, keepdims=True) / 254 * 1.0001).all()
 
 
+def test_what_halves_do_not_reach_is_kept_as_the_largest(kernels: ModuleType, isa: str) -> None:
+    """An infinite key would make all scores that see it no numbers."""
+    x = np.resize(np.float32([1e5, -1e30, 65504, 65519, -65530, np.inf, 3, np.nan]), (2, 21))
+    found = stored_as_read(kernels, isa, F16, x)
+    np.testing.assert_array_equal(found, x.clip(-65504, 65504).astype(np.float16))
+
+
 @pytest.mark.parametrize("format_", [F32, F16, BF16, Q8_0])
 @some
 @given(

@@ -120,6 +120,17 @@ def test_text_comes_without_torch_and_is_the_torch_models(
     assert len(expected) >= 8
 
 
+def test_a_gguf_talks_without_numpy(gguf: Path) -> None:
+    """Which takes as long to import as a small model to load."""
+    code = (
+        "import sys; sys.modules['numpy'] = None\n"
+        f"import flyweight; model = flyweight.load({str(gguf)!r})\n"
+        f"print(model.generate({PROMPT!r}, 24, 24), end='')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == flyweight.load(gguf).generate(PROMPT, 24, 24), done.stderr
+
+
 def test_the_torch_engine_says_what_it_lacks(run: Path) -> None:
     done = without_torch("generate", str(run), "a", "--engine", "torch")
     assert done.returncode == 1
@@ -190,8 +201,11 @@ def test_formats_and_caches_change_the_memory_and_hardly_the_scores(
 ) -> None:
     path = folder(LLAMA | {"width": 128, "init": {"std": 0.1}})
     plain = flyweight.load(path, threads=1)
+    halves = flyweight.load(path, threads=1, format="q8_0")
+    assert isinstance(plain, NativeModel) and isinstance(halves, NativeModel)
+    assert (plain.cache, halves.cache) == ("f32", "f16")
     small = flyweight.load(path, threads=1, format="q8_0", cache="q8_0")
-    assert isinstance(plain, NativeModel) and isinstance(small, NativeModel)
+    assert isinstance(small, NativeModel) and small.cache == "q8_0"
     assert small.memory().weights < 0.4 * plain.memory().weights
     expected = [p for _, p in plain.logprobs(PROMPT)]
     found = [p for _, p in small.logprobs(PROMPT)]
@@ -252,6 +266,7 @@ def test_bench_tells_speeds_memory_and_the_limit(folder: Callable[..., Path]) ->
     assert [run["threads"] for run in found["runs"]] == [1, 2]
     for run in found["runs"]:
         assert run["engine"] == "native" and run["isa"] and run["bandwidth"] > 0
+        assert run["cache"] == "f32"
         assert run["memory"]["weights"] > 0 and run["memory"]["cache"] > 0
         assert [speed["prompt"] for speed in run["speeds"]] == [8, 32]
         for speed in run["speeds"]:

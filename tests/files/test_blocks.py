@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from flyweight.files.blocks import FORMATS, Format, dequantise
+from flyweight.files.blocks import dequantise
+from flyweight.files.formats import FORMATS, Format
 from flyweight.files.quantise import WRITABLE, quantise
 from flyweight.spec.errors import FlyweightError
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flyweight.files.blocks import FORMATS, dequantise
+from flyweight.files.blocks import dequantise
+from flyweight.files.formats import FORMATS
 from flyweight.files.gguf import GgufFile
 from flyweight.files.gguf_writer import Written, write_gguf
 from flyweight.spec.errors import CorruptFileError, FlyweightError

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from flyweight.files.blocks import FORMATS
+from flyweight.files.formats import FORMATS
 from flyweight.files.from_gguf import GgufModel, open_gguf
 from flyweight.files.gguf import GgufFile
 from flyweight.files.gguf_architectures import ARCHITECTURES, Target, target

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flyweight.files.blocks import FORMATS, dequantise
+from flyweight.files.blocks import dequantise
+from flyweight.files.formats import FORMATS
 from flyweight.files.quantise import quantise
 from flyweight.files.tensors import kind_of
 from flyweight.files.to_gguf import StoredSource, export_gguf

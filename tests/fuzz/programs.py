@@ -15,7 +15,7 @@ import numpy as np
 
 from flyweight.engine.compile import compile_model
 from flyweight.engine.program import Buffer, Kind, Op, Program, Rows, Slot, Spelling, Weight
-from flyweight.files.blocks import NUMBERED
+from flyweight.files.formats import NUMBERED
 from flyweight.files.weights import RandomTensors
 from flyweight.spec.model import ModelSpec
 

@@ -25,10 +25,10 @@ def plain(weight: Weight) -> Floats:
     """F32, F16 and BF16 as float64, (rows, cols)."""
     shape = (weight.rows, weight.cols)
     if weight.format == 30:
-        bits = weight.data.view(np.uint16).astype(np.uint32) << 16
+        bits = np.asarray(weight.data).view(np.uint16).astype(np.uint32) << 16
         return bits.view(np.float32).astype(np.float64).reshape(shape)
     dtype = {0: np.float32, 1: np.float16}[weight.format]
-    return weight.data.view(dtype).astype(np.float64).reshape(shape)
+    return np.asarray(weight.data).view(dtype).astype(np.float64).reshape(shape)
 
 
 def activate(kind: int, x: Floats) -> Floats:

@@ -83,11 +83,11 @@ def test_each_tensor_is_one_weight_however_often_it_is_used(
     assert len(named) + ("slopes" in {w.name for w in program.weights}) == len(program.weights)
     used = {w for op in program.ops for w in op.weights if w >= 0}
     assert used == set(range(len(program.weights)))
-    assert sum(w.data.size for w in named.values()) == sum(t.data.size for t in tensors.values())
+    assert sum(w.data.nbytes for w in named.values()) == sum(t.data.size for t in tensors.values())
     spec = decoder.spec
     assert len(program.slots) == spec.uses
     parameters = shapes.parameters(spec).unique
-    assert sum(w.data.size // 4 for w in named.values()) == parameters
+    assert sum(w.data.nbytes // 4 for w in named.values()) == parameters
 
 
 def test_stacked_tensors_are_cut_without_a_copy(make: Any, tensors_of: TensorsOf) -> None:

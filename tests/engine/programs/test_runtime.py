@@ -258,7 +258,7 @@ def test_settings_that_make_no_sense_are_refused(
             model.steps([1, 258])
         with pytest.raises(FlyweightError, match="top_logprobs = 101"):
             model.steps("a", None, 101)
-    with pytest.raises(FlyweightError, match="cache = q4_0.*known: f32, f16|cache = q4_0; did"):
+    with pytest.raises(FlyweightError, match="cache = q4_0.*known: auto, f32|cache = q4_0; did"):
         both(decoder, tensors_of, cache="q4_0")
     monkeypatch.setenv("FLYWEIGHT_ISA", "sse2")
     with pytest.raises(FlyweightError, match="FLYWEIGHT_ISA = sse2.*portable"):
