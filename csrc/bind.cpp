@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 
 #include "bind_program.h"
 #include "error.h"
@@ -25,11 +26,17 @@ namespace {
 using Tokens = std::vector<std::vector<int32_t>>;
 using Sequences = std::vector<std::shared_ptr<Sequence>>;
 
+// Python goes on while weights are packed.
+struct Unlocked {
+  std::optional<nb::gil_scoped_release> released{std::in_place};
+};
+
 // The executor, and the arrays that its tables lie in.
-struct Engine : Executor {
+struct Engine : private Unlocked, Executor {
   Engine(nb::object source, Program program, int threads, const std::string& isa, bool pin,
          size_t cache_limit)
       : Executor(std::move(program), threads, isa, pin, cache_limit) {
+    released.reset();
     for (nb::handle w : nb::cast<nb::list>(source.attr("weights"))) {
       if (nb::cast<std::string>(w.attr("kind")) == "table") tables.append(w.attr("data"));
     }

@@ -7,6 +7,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include "error.h"
 
 namespace flyweight {
@@ -62,6 +66,12 @@ Region::Region(size_t bytes, const char* what, bool zero, bool huge) : bytes_(by
   }
   if (!data) throw Error(text("there is no memory for ", what, ": ", bytes >> 20, " MiB are wanted"));
   data_ = std::unique_ptr<std::byte[], Free>(data, Free{mapped});
+}
+
+void release_freed() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
 }
 
 void release_mapped(const void* begin, size_t bytes) {

@@ -26,6 +26,9 @@ class Region {
 
 constexpr size_t aligned(size_t bytes, size_t to = 64) { return (bytes + to - 1) / to * to; }
 
+// Gives back to the system what was freed and is kept for later: before much is asked for.
+void release_freed();
+
 // Gives the whole pages within [begin, begin + bytes), a read-only mapping of a file, back to the
 // system: read again they come from the file.
 void release_mapped(const void* begin, size_t bytes);

@@ -34,6 +34,7 @@ Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
       bytes_ += w.bytes;
     }
   }
+  release_freed();
   panels_ = Region(total, "the weights", false, true);
   bytes_ += total;
   size_t offset = 0;

@@ -13,7 +13,6 @@ from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.table import nearest
 from flyweight.text.talk import Talker
-from flyweight.zoo import catalog
 
 if TYPE_CHECKING:
     from flyweight.files.run import RunFolder
@@ -60,7 +59,9 @@ def load(
             from flyweight.files.convert import Converted
 
             tensors = Converted(tensors, found.spec, format, say)
-        return NativeModel(os.fspath(model), found.spec, tensors, found.words(), threads, cache)
+        words, spec = found.words(), found.spec
+        del found  # with all that a GGUF file says of its vocabulary
+        return NativeModel(os.fspath(model), spec, tensors, words, threads, cache)
     if engine == "native":
         raise FlyweightError(f"--engine native: {reason}")
     for name, given in (("format", format), ("cache", None if cache == "auto" else cache)):
@@ -156,8 +157,11 @@ def stored(name: str, notice: Notice = _warn) -> Stored:
     called = Path(os.path.abspath(path)).name
     if path.is_file() and is_gguf(path):
         return _from_gguf(name, path, notice)
-    if not path.exists() and name in catalog.names():
-        return _random(name, notice)
+    if not path.exists():
+        from flyweight.zoo import catalog
+
+        if name in catalog.names():
+            return _random(name, notice)
     # Each kind's own code is imported for it alone.
     if (path / "config.json").is_file() and not (
         is_model_folder(path) or (path / "run.toml").is_file()
@@ -191,6 +195,7 @@ def _from_gguf(name: str, path: Path, notice: Notice) -> Stored:
 
 def _random(name: str, notice: Notice) -> Stored:
     from flyweight.files.weights import Dequantised, RandomTensors
+    from flyweight.zoo import catalog
 
     entry = catalog.get(name)
     notice(f"{name} has random weights: it is a shape, not a trained model")

@@ -15,9 +15,7 @@ from flyweight.text.byte_level import read_vocabulary_and_merges
 from flyweight.text.bytes import ByteTokenizer, is_byte_tokenizer
 from flyweight.text.gguf_metadata import read_metadata
 from flyweight.text.gguf_vocabulary import OWN, document_of
-from flyweight.text.piece_tokenizer import PieceTokenizer
 from flyweight.text.pieces import CONTROL, USER_DEFINED, Pieces, holds_pieces, read_document
-from flyweight.text.sentencepiece import read_model
 from flyweight.text.subword import SubwordTokenizer
 from flyweight.text.tokenizer import Tokenizer, read_json
 
@@ -84,6 +82,9 @@ def _read(files: tuple[Path, ...], config: dict[str, Any]) -> Tokenizer:
     if magic == b"GGUF" or file.suffix == ".gguf":
         return _of_gguf(read_metadata(file))
     if file.suffix == ".model":
+        from flyweight.text.piece_tokenizer import PieceTokenizer
+        from flyweight.text.sentencepiece import read_model
+
         return PieceTokenizer(_configured(read_model(file.read_bytes()), config))
     return _of_document(read_json(file), config)
 
@@ -100,6 +101,8 @@ def _of_document(
     if is_byte_tokenizer(document):
         return ByteTokenizer()
     if holds_pieces(document):
+        from flyweight.text.piece_tokenizer import PieceTokenizer
+
         return PieceTokenizer(read_document(document))
     return _subword(document, config, written)
 
