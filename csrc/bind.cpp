@@ -29,14 +29,19 @@ using Sequences = std::vector<std::shared_ptr<Sequence>>;
 // Python goes on while weights are packed.
 struct Unlocked {
   std::optional<nb::gil_scoped_release> released{std::in_place};
+
+  nb::list list_once_locked() {
+    released.reset();
+    return nb::list();
+  }
 };
 
 // The executor, and the arrays that its tables lie in.
 struct Engine : private Unlocked, Executor {
   Engine(nb::object source, Program program, int threads, const std::string& isa, bool pin,
          size_t cache_limit)
-      : Executor(std::move(program), threads, isa, pin, cache_limit) {
-    released.reset();
+      : Executor(std::move(program), threads, isa, pin, cache_limit),
+        tables(list_once_locked()) {
     for (nb::handle w : nb::cast<nb::list>(source.attr("weights"))) {
       if (nb::cast<std::string>(w.attr("kind")) == "table") tables.append(w.attr("data"));
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flyweight.files import names
 from flyweight.files.gguf import GgufFile, GgufTensor
 from flyweight.files.gguf_architectures import ARCHITECTURES, row_order, target
-from flyweight.files.gguf_keys import described
+from flyweight.files.gguf_keys import described, single
 from flyweight.files.published import Findings, check_counts, compare
 from flyweight.files.tensors import Kind
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
@@ -165,7 +164,7 @@ def _says_the_same(spec: ModelSpec, architecture: str, metadata: Mapping[str, An
     def alike(key: str, value: Any) -> bool:
         there = metadata.get(key)
         if isinstance(value, float):
-            return isinstance(there, float) and _single(there) == _single(value)
+            return isinstance(there, float) and single(there) == single(value)
         return bool(there == value)
 
     return all(alike(key, value) for key, value in found.keys.items())
@@ -215,14 +214,6 @@ def _inverse(order: tuple[int, ...]) -> array[int]:
     for place, row in enumerate(order):
         back[row] = place
     return back
-
-
-def _single(value: float) -> bytes:
-    """The number in single precision."""
-    try:
-        return struct.pack("<f", value)
-    except OverflowError:
-        return b""
 
 
 def _check(findings: Findings) -> None:

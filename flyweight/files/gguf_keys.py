@@ -122,12 +122,18 @@ class _Keys:
 
 def _shortest(value: float) -> float:
     """The number with the fewest digits that is ``value`` in single precision."""
+    bits = single(value)
+    (exact,) = struct.unpack("<f", bits)
+    tries = (float(f"{exact:.{digits}g}") for digits in range(1, 10))
+    return next(number for number in tries if single(number) == bits)
+
+
+def single(value: float) -> bytes:
+    """The number in single precision, which has none beyond its largest but infinity."""
     try:
-        single = struct.pack("<f", value)
+        return struct.pack("<f", value)
     except OverflowError:
-        return math.inf
-    tries = (float(f"{struct.unpack('<f', single)[0]:.{digits}g}") for digits in range(1, 10))
-    return next(number for number in tries if struct.pack("<f", number) == single)
+        return struct.pack("<f", math.copysign(math.inf, value))
 
 
 def _sizes(keys: _Keys) -> dict[str, Any]:
