@@ -92,7 +92,7 @@ def _configuration(config: Path, overrides: list[str]) -> tuple[str, Data, Text]
 
     Relative paths are the file's; a tokenizer's becomes absolute here, texts' in the build.
     """
-    from flyweight.data.paths import locate_cleaning
+    from flyweight.data.paths import locate
     from flyweight.spec import run, toml
     from flyweight.spec.table import nearest
 
@@ -108,7 +108,7 @@ def _configuration(config: Path, overrides: list[str]) -> tuple[str, Data, Text]
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"`name` must be text (got {name!r})")
     if "data" in values:
-        locate_cleaning(values["data"], config.parent)
+        locate(values["data"], config.parent)
     data = run.Data.parse(values.get("data", {}), "data")
     text = run.Text.parse(_located(values.get("text", {}), config.parent), "text")
     return name, data, text

@@ -87,12 +87,13 @@ def weights_of(table: spec.Mix, tokens: Mapping[str, int]) -> dict[str, float]:
 
     Raises ConfigurationError for a source that there is not, or that the weights leave out.
     """
-    table = inline(table)
+    where = table.file or "data.mix"
     check_names(table, list(tokens))
+    table = inline(table)
     if table.weights is not None:
         if missing := sorted(tokens.keys() - table.weights.keys()):
             raise ConfigurationError(
-                f"data.mix.weights says nothing of `{missing[0]}`; 0 leaves a source out"
+                f"{where}: weights say nothing of `{missing[0]}`; 0 leaves a source out"
             )
         weights = {name: table.weights[name] for name in tokens}
     elif table.epochs is not None:
@@ -101,17 +102,18 @@ def weights_of(table: spec.Mix, tokens: Mapping[str, int]) -> dict[str, float]:
         assert table.temperature is not None
         weights = {name: size ** (1 / table.temperature) for name, size in tokens.items()}
     if not sum(weights.values()):
-        raise ConfigurationError("data.mix: the weights of all sources are 0")
+        raise ConfigurationError(f"{where}: the weights of all sources are 0")
     return weights
 
 
 def check_names(table: spec.Mix, sources: Sequence[str]) -> None:
     """Raises ConfigurationError where the mix names a source that there is not."""
-    for part in (inline(table), table.decay and inline(table.decay)):
-        for name in [*(part.weights or {}), *(part.epochs or {})] if part else ():
+    for part in (table, table.decay):
+        known = part and inline(part)
+        for name in [*(known.weights or {}), *(known.epochs or {})] if known else ():
             if name not in sources:
                 hint = nearest(name, sorted(sources))
-                raise ConfigurationError(f"data.mix: no source `{name}`{hint}")
+                raise ConfigurationError(f"{part.file or 'data.mix'}: no source `{name}`{hint}")
 
 
 def inline(table: spec.Mix) -> spec.Mix:

@@ -1,4 +1,4 @@
-"""Where the files lie that [data.clean] and [data.decontaminate] name: by the configuration."""
+"""Where the files lie that the tables below [data] name: by the configuration."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 _FILES = (("clean", "bad_words"), ("clean", "keywords"), ("decontaminate",))
 
 
-def locate_cleaning(data: dict[str, Any], folder: Path) -> None:
-    """Make the paths in the [data] table, not checked yet, absolute or relative to here, where
-    they were relative to ``folder``. A model's name stays where no such file is there."""
+def locate(data: dict[str, Any], folder: Path) -> None:
+    """Make the paths in the tables below [data], not checked yet, absolute or relative to here,
+    where they were relative to ``folder``: the files of [data.clean], [data.decontaminate] and
+    [data.mix]. A model's name stays where no such file is there."""
     for tables in _FILES:
         table = _table(data, tables)
         if isinstance(table.get("files"), list):
@@ -20,6 +21,9 @@ def locate_cleaning(data: dict[str, Any], folder: Path) -> None:
     model = perplexity.get("model")
     if isinstance(model, str) and Path(_below(folder, model.partition("@")[0])).exists():
         perplexity["model"] = _below(folder, model)
+    for mix in (_table(data, ("mix",)), _table(data, ("mix", "decay"))):
+        if "file" in mix:
+            mix["file"] = _below(folder, mix["file"])
 
 
 def _table(data: dict[str, Any], tables: tuple[str, ...]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, Self, get_origin
+from typing import Any, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -78,7 +78,7 @@ def _walk(
         if field is not None:
             path.append(part)
             tables, at = at, _tables_in(field.annotation)
-            if parts and get_origin(field.annotation) is dict:
+            if parts and _is_dict(field.annotation):
                 path.append(parts.pop(0))  # a name that the user chose
             if field.discriminator is not None and parts:
                 tag = parts.pop(0)
@@ -89,6 +89,10 @@ def _walk(
             path.append(part)
             tables = at
     return path, tables
+
+
+def _is_dict(annotation: Any) -> bool:
+    return any(get_origin(kind) is dict for kind in (annotation, *get_args(annotation)))
 
 
 def _dotted(path: list[str | int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flyweight.data.paths import locate_cleaning
+from flyweight.data.paths import locate
 from flyweight.spec import toml
 from flyweight.spec.errors import ConfigurationError
 from flyweight.zoo import catalog
@@ -32,13 +32,8 @@ def absolute_paths(values: dict[str, Any], folder: Path) -> None:
         for key in ("train", "held_out"):
             if isinstance(data.get(key), list):
                 data[key] = [_absolute(folder, item) for item in data[key]]
-        locate_cleaning(data, folder)
+        locate(data, folder)
         sources = data.get("sources")
-        mix = data.get("mix")
-        while isinstance(mix, dict):
-            if isinstance(mix.get("file"), str):
-                mix["file"] = _absolute(folder, mix["file"])
-            mix = mix.get("decay")
         for source in sources.values() if isinstance(sources, dict) else ():
             if isinstance(source, dict) and isinstance(source.get("paths"), list):
                 source["paths"] = [_absolute(folder, item) for item in source["paths"]]

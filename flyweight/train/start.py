@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flyweight.data.build import Progress, build
-from flyweight.data.mix import inline
+from flyweight.data.mix import inline, weights_of
 from flyweight.data.shards import Dataset
 from flyweight.files.atomic import write_text
 from flyweight.files.index import entries, mend
@@ -113,10 +113,12 @@ def _built(
     assert checked is not None, "the leader's work"
     values, origin = checked
     text, data, train = check_tables(values)
-    if data.mix is not None:
-        data = data.model_copy(update={"mix": inline(data.mix)})
     out.mkdir(parents=True, exist_ok=True)
     dataset = build(data, text.tokenizer, out / "dataset", progress, opener=OPENER)
+    if data.mix is not None:
+        for mix in filter(None, (data.mix, data.mix.decay)):
+            weights_of(mix, dict(dataset.train.sources))  # what is wrong names the mix's file
+        data = data.model_copy(update={"mix": inline(data.mix)})
     for notice in dataset.record.get("notices", []):
         view.notice(notice)
     if origin is not None:
