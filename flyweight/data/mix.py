@@ -108,9 +108,9 @@ def weights_of(table: spec.Mix, tokens: Mapping[str, int]) -> dict[str, float]:
 
 def check_names(table: spec.Mix, sources: Sequence[str]) -> None:
     """Raises ConfigurationError where the mix names a source that there is not."""
-    for part in (table, table.decay):
-        known = part and inline(part)
-        for name in [*(known.weights or {}), *(known.epochs or {})] if known else ():
+    for part in filter(None, (table, table.decay)):
+        known = inline(part)
+        for name in [*(known.weights or {}), *(known.epochs or {})]:
             if name not in sources:
                 hint = nearest(name, sorted(sources))
                 raise ConfigurationError(f"{part.file or 'data.mix'}: no source `{name}`{hint}")
