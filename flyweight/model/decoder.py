@@ -16,11 +16,11 @@ from flyweight.model.features import Embedding
 from flyweight.model.feedforward import FeedForward
 from flyweight.model.layers import Linear, Norm, dropped
 from flyweight.model.patches import Patches
+from flyweight.model.positions import positions_in_document
 from flyweight.model.slots import Slots
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec, PatchInput, SlotInput
 from flyweight.spec.position import LongRope
-from flyweight.text.ngrams import positions_in_document
 
 
 class Decoder(nn.Module):
@@ -135,8 +135,7 @@ class Decoder(nn.Module):
             start = new.start or 0
             index = torch.arange(start, start + x.shape[1], device=x.device)
             if documents_BT is not None:
-                within = positions_in_document(documents_BT.cpu().numpy())
-                index = torch.from_numpy(within).to(x.device)
+                index = positions_in_document(documents_BT)
             x = x + self.embedding.positions[index].to(dtype)
         if self.spec.scale.embedding != 1.0:
             x = x * self.spec.scale.embedding

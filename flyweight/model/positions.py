@@ -23,6 +23,14 @@ def rope_tables(frequencies: Tensor, positions_T: Tensor) -> tuple[Tensor, Tenso
     return angles.cos(), angles.sin()
 
 
+def positions_in_document(documents_BT: Tensor) -> Tensor:
+    """``text.ngrams.positions_in_document`` where the tensor is. (B, T), int64."""
+    index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    starts_BT = torch.zeros_like(documents_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    return index_T - torch.where(starts_BT, index_T, 0).cummax(dim=1).values
+
+
 def rotate(x_BHTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, layout: str) -> Tensor:
     """Turn the first 2R of D dimensions by their position's angle, leave the others.
 

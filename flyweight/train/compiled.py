@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from flyweight.model.decoder import Decoder
@@ -29,9 +30,16 @@ def parts_to_compile(model: Decoder) -> list[nn.Module]:
 def compile_parts(state: TrainState, session: Session) -> bool:
     """Compile the parts in place, and run a batch through. No tensor changes name or value.
 
-    False, with a notice, where compiling fails: all is eager again. Among several processes that
-    is a FlyweightError: one that fails in the midst of their exchanges cannot fall back alone.
+    False, with a notice, where compiling fails: all is eager again. Among several processes a
+    compiler that is missing somewhere is found before; what fails in the midst of their exchanges
+    is a FlyweightError, for no process can fall back alone.
     """
+    several = session.processes.size > 1
+    if several:
+        missing = [said for said in session.processes.heard(_trial(session.device)) if said]
+        if missing:
+            session.view.notice(f"torch.compile failed, going on without it: {missing[0]}")
+            return False
     parts = parts_to_compile(state.model)
     # Dropout draws the numbers that it would draw without compiling.
     options = {"fallback_random": True} if session.train.dropout else None
@@ -44,14 +52,27 @@ def compile_parts(state: TrainState, session: Session) -> bool:
     except Exception as error:  # whatever the compiler raises, eager still works
         if is_lost(error):
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        if session.processes.size > 1:
+        if several:
             raise FlyweightError(
-                f'torch.compile failed: {lines[0][:200]}; set train.compile = "off"'
+                f'torch.compile failed: {_said(error)}. Start anew with train.compile = "off"'
             ) from error
-        session.view.notice(f"torch.compile failed, going on without it: {lines[0][:200]}")
+        session.view.notice(f"torch.compile failed, going on without it: {_said(error)}")
         for part in parts:
             part._compiled_call_impl = None
         compiled = False
     state.optimizer.forget()
     return compiled
+
+
+def _trial(device: str) -> str:
+    """What the compiler says against a function that it can surely compile; "" if nothing."""
+    try:
+        torch.compile(lambda x: x.exp() + 1)(torch.ones(64, device=device))
+    except Exception as error:  # whatever the compiler raises
+        return _said(error)
+    return ""
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -250,6 +250,17 @@ def test_every_recipe_makes_the_run_of_one(jobs: Jobs, name: str) -> None:
 
 
 @pytest.mark.slow
+def test_without_a_compiler_all_go_on(jobs: Jobs, alone: Path) -> None:
+    none = {"CXX": str(jobs.folder / "none"), "TORCHINDUCTOR_CACHE_DIR": str(jobs.folder / "cache")}
+    command = ["train", "tiny.toml", "--out", "uncompiled", "train.compile=on"]
+    job = jobs.start(2, *command, environment=none)
+    _, err = job.communicate(timeout=900)
+    assert job.returncode == 0, err
+    assert err.count("torch.compile failed, going on without it") == 1, err
+    same_steps(jobs.folder / "uncompiled", alone)
+
+
+@pytest.mark.slow
 def test_a_split_run_is_as_any_other(jobs: Jobs) -> None:
     more = ["distributed.tensor=2", "train.sample_every=2"]
     assert jobs(4, "train", "tiny.toml", "--out", "split", *more).code == 0
