@@ -277,9 +277,14 @@ void pack_blocks(int64_t cols, const uint8_t* from, int rows, uint8_t* to) {
   Block block[kPanel];
   for (Block& b : block) std::memset(b.group, 0, sizeof b.group);
   uint8_t* records = to + records_at(l, cols);
+  // Sixteen rows at a time are more than the processor foresees: what a matrix has next, the rows
+  // of the panel after this one, is fetched meanwhile.
+  const uint8_t* next = from + rows * row_bytes;
   for (int64_t i = 0; i < blocks; ++i) {
     const int part = static_cast<int>(i % kParts);
     const uint8_t* at = from + i / kParts * l.bytes;
+    const uint8_t* until = next + kPanel * l.bytes / kParts;
+    for (; next < until; next += 64) __builtin_prefetch(next);
     for (int r = 0; r < rows; ++r) block[r] = read_block(format, at + r * row_bytes, part);
     write_codes(l, block, to + i * l.code_bytes());
     write_scales(l, block, part, records + i / kParts * l.record);

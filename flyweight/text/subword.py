@@ -82,7 +82,12 @@ class SubwordTokenizer:
         self.kind: str = document["model"].get("type", "BPE").lower()
         self.digest = digest(self._json)
         added: dict[int, AddedToken] = self._plain.get_added_tokens_decoder()
-        vocab = self._plain.get_vocab(with_added_tokens=True)
+        # Without a copy of the library's.
+        vocab = document["model"]["vocab"]
+        if isinstance(vocab, dict):
+            vocab = vocab | {token.content: id for id, token in added.items()}
+        else:
+            vocab = self._plain.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
         self._special = frozenset(id for id, token in added.items() if token.special)
         self._added = {id: token.content for id, token in added.items()}
