@@ -8,12 +8,13 @@ expanded where weights are shared, for us as it is. In each round, each contende
 its own and the others waiting, fresh texts of 512 tokens are read and one token chosen (prefill),
 then 64 tokens more (decode), again and again for half a second at least. Ratios are medians over
 rounds, of the same round's medians; the bandwidth that the machine reads at is measured beside
-every round. Both keep keys and values in 16-bit floats, llama.cpp's own choice.
+every round. Both keep keys and values as they do by themselves: in F16 (ours in F32 where the
+weights are).
 
 `peak` is the process's largest resident memory above what it was before the model was loaded;
-`first` the seconds from nothing (Python's imports count) to the first token of a prompt of eight,
-the median of three starts in turns, the file in the system's cache. `memory`, of every case,
-is the peak over what it may be: 1.15 times the file, the cache, and 40 MB.
+`first` the seconds from starting a process (Python and its imports count) to the first token of a
+prompt of eight, the median of nine starts in turns, the file in the system's cache. `memory`, of
+every case, is the peak over what it may be: 1.15 times the file, the cache, and 40 MB.
 
 llama.cpp comes as the package llama-cpp-python, built from source (minutes) into an environment of
 its own below ~/.cache/flyweight-bench, or is taken from --llama. Where the processor has AMX it is
@@ -45,7 +46,7 @@ RESULTS = HERE / "results/cpu_inference.json"
 # Not from pip's cache, which does not know with what options a wheel was built.
 LLAMA = ["--no-cache-dir", "llama-cpp-python==0.3.36", "numpy"]
 PEER, OPENVINO = "llama.cpp", "openvino"
-STARTS = 3
+STARTS = 9
 # Seconds of a contender's turn at least, and of rest before it: what the one before left spinning
 # comes to a halt.
 TURN, REST = 0.5, 0.1
@@ -66,6 +67,7 @@ class Worker:
         self.start()
 
     def start(self) -> None:
+        begin = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent)])}
         self.process = subprocess.Popen(
             self._command,
@@ -75,6 +77,7 @@ class Worker:
             env=environment,
         )
         self.loaded = self._answer()
+        self.first_seconds = time.perf_counter() - begin
 
     def round(self, seed: int, case: Case) -> dict[str, float]:
         """Median seconds of prefill and of a token of decode."""
@@ -185,7 +188,7 @@ def measure(name: str, rounds: int, arguments: argparse.Namespace) -> dict[str, 
         for worker in workers:
             worker.close()
             worker.start()
-            firsts[worker.name].append(worker.loaded["seconds"])
+            firsts[worker.name].append(worker.first_seconds)
     bandwidth: list[float] = []
     for number in range(rounds + 1):
         read = read_bandwidth(arguments.threads)
@@ -204,7 +207,7 @@ def measure(name: str, rounds: int, arguments: argparse.Namespace) -> dict[str, 
             "file_mib": worker.path.stat().st_size / 2**20,
             "prefill": case.prompt / statistics.median(worker.values("prefill")),
             "decode": 1 / statistics.median(worker.values("decode")),
-            "first_seconds": statistics.median(firsts[worker.name] or [worker.loaded["seconds"]]),
+            "first_seconds": statistics.median(firsts[worker.name] or [worker.first_seconds]),
             "version": worker.loaded["version"],
             **worker.close(),
             "rounds": worker.rounds,

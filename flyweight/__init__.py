@@ -32,7 +32,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'flyweight' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    from flyweight.spec.collection import no_collection
+
+    with no_collection():
+        value = getattr(importlib.import_module(_HOMES[name]), name)
     setattr(sys.modules[__name__], name, value)
     return value
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flyweight.spec.collection import no_collection
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.spec.table import nearest
@@ -24,6 +25,7 @@ ENGINES = ("auto", "native", "torch")
 Notice = Callable[[str], None]
 
 
+@no_collection()
 def load(
     model: str | os.PathLike[str],
     threads: int | None = None,

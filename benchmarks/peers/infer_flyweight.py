@@ -13,7 +13,7 @@ def build(path: str, threads: int) -> tuple[Callable[[list[int], int], tuple[flo
     import flyweight
     from flyweight.text.talk import Sampling
 
-    model = flyweight.load(path, threads=threads, engine="native", cache="f16")
+    model = flyweight.load(path, threads=threads, engine="native")
 
     lengths: list[int] = []
 
