@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from flyweight.data.shards import Dataset
+from flyweight.load import load
 from flyweight.spec import toml
 from flyweight.spec.data import Data
 
@@ -193,6 +195,39 @@ def test_perplexity_by_a_model_of_ours(
         setting = "data.clean.perplexity.max=9"
         command("data", "build", "c.toml", setting, "--out", "ds", "--restart").ok()
     assert names(tmp_path / "ds") == ["one", "two"]
+
+
+def test_perplexity_by_a_run_is_what_a_slow_sum_says(
+    command: Command,
+    corpus: dict[str, str],
+    tmp_path: Path,
+    finished: Callable[[str], Path],
+) -> None:
+    run = finished("bpe")
+    texts = {name: text for name, text in corpus.items() if len(text) > 60 and name != "exact"}
+    texts |= {
+        "code": "def f(x):\n    return x + 1\n" * 9,
+        "noise": "qzx jkv wqp " * 20,
+        "é": "é" * 90,
+    }
+    write(tmp_path / "all.jsonl", texts)
+    model = load(str(run), engine="torch")
+    bits = {}
+    for name, text in texts.items():
+        begun = text[:60]
+        nats = -sum(logprob for _, logprob in model.logprobs(begun))
+        bits[name] = nats / math.log(2) / len(begun.encode())
+    ordered = sorted(bits.values())
+    least, most = ((a + b) / 2 for a, b in (ordered[1:3], ordered[-3:-1]))
+    (tmp_path / "c.toml").write_text(
+        "[data]\ntrain = ['all.jsonl']\nheld_out = 0\n[data.clean.perplexity]\n"
+        f"model = '{run}'\nmin = {least}\nmax = {most}\ncharacters = 60\n"
+    )
+    record = command("data", "build", "c.toml", "--out", "ds", "--json").ok().json()
+    expected = sorted(name for name, value in bits.items() if least <= value <= most)
+    assert sorted(names(tmp_path / "ds")) == expected
+    assert record["rules"]["perplexity.min"]["dropped"] == 2
+    assert record["rules"]["perplexity.max"]["dropped"] == 2
 
 
 def test_the_example_of_the_page_is_a_configuration(tmp_path: Path) -> None:
