@@ -1,13 +1,14 @@
 """Building datasets: speed beside the `tokenizers` library's own, and memory from 10 MB to 1 GB.
 
-    python benchmarks/data_build.py [speed] [memory] [--sizes 10,100,1000] [--rounds 3]
+    python benchmarks/data_build.py [speed] [memory] [cleaning] [--sizes 10,100,1000] [--rounds 3]
 
 Speed: the same texts through `tokenizers`' encode_batch (and encode_batch_fast, which leaves out
 the offsets) and through a build's packing: workers load the tokenizer, read the texts from the
 disk, encode them and write the tokens; the shards are put together, hashed and synced; with the
 same number of threads (the library's) or worker processes (ours). Memory: the greatest sum of
 resident memory of the whole process tree of `flyweight data build`, shared pages counted in each
-process, for corpora of growing size.
+process, for corpora of growing size. Cleaning: the same with rules, near-duplicates and evaluation
+text looked for.
 """
 
 from __future__ import annotations
@@ -120,14 +121,28 @@ def corpus(file: Path, megabytes: int) -> None:
             size += out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
 
 
-def memory(folder: Path, sizes: list[int]) -> list[dict[str, float]]:
+EVERYTHING = f"""
+[data.clean]
+urls = {{}}
+personal = {{}}
+repeated = {{}}
+length = {{ min_words = 5 }}
+symbols = {{}}
+repetition = {{}}
+[data.decontaminate]
+files = ["{SHARED / "eval" / "arc_easy.jsonl"}"]
+[data.near_duplicates]
+"""
+
+
+def memory(folder: Path, sizes: list[int], tables: str = "") -> list[dict[str, float]]:
     rows = []
     for megabytes in sizes:
         file = folder / f"{megabytes}.jsonl"
         corpus(file, megabytes)
         config = folder / "c.toml"
-        config.write_text(f'[data]\ntrain = ["{file}"]\nworkers = 2\n')
-        out = folder / f"d{megabytes}"
+        config.write_text(f'[data]\ntrain = ["{file}"]\nworkers = 2\n{tables}')
+        out = folder / f"d{megabytes}{'-all' * bool(tables)}"
         command = [sys.executable, "-m", "flyweight", "data", "build", str(config), "--out", out]
         began, peak, each = time.perf_counter(), 0, 0
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as build:
@@ -146,7 +161,8 @@ def memory(folder: Path, sizes: list[int]) -> list[dict[str, float]]:
         row["seconds"] = seconds
         print(
             f"{megabytes:5d} MB: peak of the tree {row['tree_mib']:.0f} MiB,"
-            f" of one process {row['process_mib']:.0f} MiB, {seconds:.1f} s"
+            f" of one process {row['process_mib']:.0f} MiB, {seconds:.1f} s",
+            flush=True,
         )
         rows.append(row)
         file.unlink()
@@ -155,10 +171,11 @@ def memory(folder: Path, sizes: list[int]) -> list[dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", default=["speed", "memory"])
+    parser.add_argument("tables", nargs="*", default=["speed", "memory", "cleaning"])
     parser.add_argument("--sizes", default="10,100,1000")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    sizes = [int(size) for size in arguments.sizes.split(",")]
     results: dict[str, object] = {"machine": header()}
     if RESULTS.exists():
         results = {**json.loads(RESULTS.read_text()), **results}
@@ -167,7 +184,9 @@ def main() -> None:
         if "speed" in arguments.tables:
             results["speed"] = speed(folder, arguments.rounds)
         if "memory" in arguments.tables:
-            results["memory"] = memory(folder, [int(n) for n in arguments.sizes.split(",")])
+            results["memory"] = memory(folder, sizes)
+        if "cleaning" in arguments.tables:
+            results["cleaning"] = memory(folder, sizes, EVERYTHING)
     RESULTS.parent.mkdir(exist_ok=True)
     write_text(RESULTS, json.dumps(results, indent=1) + "\n")
 

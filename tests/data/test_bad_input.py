@@ -230,6 +230,34 @@ def test_no_space_left_and_then_some(tmp_path: Path) -> None:
         assert (out / file).read_bytes() == (tmp_path / "e" / file).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_line_of_two_gigabytes_is_passed_over_in_little_memory(tmp_path: Path) -> None:
+    compressor = zstandard.ZstdCompressor().compressobj()
+    with (tmp_path / "huge.jsonl.zst").open("wb") as file:
+        file.write(compressor.compress(GOOD + b'{"text": "'))
+        for _ in range(2048):
+            file.write(compressor.compress(b"x" * (1 << 20)))
+        file.write(compressor.compress(b'"}\n' + rows("after")) + compressor.flush())
+    config, out = tmp_path / "c.toml", tmp_path / "d"
+    config.write_text('[data]\ntrain = ["huge.jsonl.zst"]\nheld_out = 0\n')
+    command = [sys.executable, "-m", "flyweight", "data", "build", str(config), "--out", str(out)]
+
+    def little() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (600 << 20, 600 << 20))
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        whole = [*command, *more]
+        return subprocess.run(whole, preexec_fn=little, capture_output=True, text=True, check=False)
+
+    stopped = run()
+    assert stopped.returncode == 1
+    assert "huge.jsonl.zst, line 9: more than data.longest_document" in stopped.stderr
+    done = run("data.on_error=skip", "--restart")
+    assert done.returncode == 0, done.stderr
+    assert "skipped 1: longer than 67108864 bytes (huge.jsonl.zst:9)" in done.stderr
+    assert Dataset.open(out).train.documents == 9
+
+
 def test_a_text_without_lines_is_cut_between_characters(tmp_path: Path) -> None:
     # Two bytes each, and no stretch like another.
     text = "".join(chr(0x100 + n * n % 1021) for n in range(150_001))
