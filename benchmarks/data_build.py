@@ -1,6 +1,7 @@
 """Building datasets: speed beside the `tokenizers` library's own, and memory from 10 MB to 1 GB.
 
-    python benchmarks/data_build.py [speed] [memory] [cleaning] [--sizes 10,100,1000] [--rounds 3]
+    python benchmarks/data_build.py [speed] [memory] [cleaning] [--sizes 10,100,1000]
+        [--rounds 3] [--threads 1,2]
 
 Speed: the same texts through `tokenizers`' encode_batch (and encode_batch_fast, which leaves out
 the offsets) and through a build's packing: workers load the tokenizer, read the texts from the
@@ -81,7 +82,7 @@ def ours(data: Data, tokenizer: Path, out: Path) -> tuple[float, int]:
     return time.perf_counter() - began[0], dataset.train.tokens
 
 
-def speed(folder: Path, rounds: int) -> dict[str, object]:
+def speed(folder: Path, rounds: int, counts: list[int]) -> dict[str, object]:
     paths = [str(SHARED / "pretrain" / name) for name in TEXTS]
     texts = [normalise(document.text) for document in documents(paths, Skipped())]
     size = sum(len(text.encode()) for text in texts)
@@ -90,7 +91,7 @@ def speed(folder: Path, rounds: int) -> dict[str, object]:
     load_tokenizer(SHARED / "tokenizer/gpt2").save(tokenizer)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     table: dict[str, object] = {"bytes": size}
-    for threads in (1, 2):
+    for threads in counts:
         found: dict[str, list[float]] = {"encode_batch": [], "encode_batch_fast": [], "ours": []}
         data = Data(train=paths, held_out=0, workers=threads)
         for number in range(rounds):
@@ -174,15 +175,17 @@ def main() -> None:
     parser.add_argument("tables", nargs="*", default=["speed", "memory", "cleaning"])
     parser.add_argument("--sizes", default="10,100,1000")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", default="1,2")
     arguments = parser.parse_args()
     sizes = [int(size) for size in arguments.sizes.split(",")]
+    threads = [int(count) for count in arguments.threads.split(",")]
     results: dict[str, object] = {"machine": header()}
     if RESULTS.exists():
         results = {**json.loads(RESULTS.read_text()), **results}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if "speed" in arguments.tables:
-            results["speed"] = speed(folder, arguments.rounds)
+            results["speed"] = speed(folder, arguments.rounds, threads)
         if "memory" in arguments.tables:
             results["memory"] = memory(folder, sizes)
         if "cleaning" in arguments.tables:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,14 +40,15 @@ def require_no_eot(ids: npt.NDArray[np.unsignedinteger], eot: int, name: str) ->
 
 class PackedWriter:
     """Writes PLACE.SPLIT.bin (tokens, ``<eot>`` before each document), .idx (int64, where each
-    begins) and .rows (lines of documents.jsonl), which come to their places when all went well."""
+    begins) and .rows (lines of documents.jsonl), which come to their places when all went well.
+    A split without documents has no files."""
 
     def __init__(self, place: Path, split: str, eot: int, dtype: Any) -> None:
         self._split, self._eot = split, eot
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._names = [place.with_suffix(f".{split}{suffix}") for suffix in _SUFFIXES]
         self._temporary = [name.with_name(f".{name.name}.{os.getpid()}") for name in self._names]
-        self._files = [name.open("wb") for name in self._temporary]
+        self._files: list[IO[bytes]] = []
         self.documents = self.tokens = self.bytes = 0
 
     def __enter__(self) -> Self:
@@ -56,6 +57,7 @@ class PackedWriter:
     def add(self, entries: Sequence[Entry], ids: Sequence[npt.NDArray[np.unsignedinteger]]) -> None:
         if not entries:
             return
+        self._files = self._files or [name.open("wb") for name in self._temporary]
         eot = np.array([self._eot], self._dtype)
         stream = np.concatenate([part for tokens in ids for part in (eot, tokens)])
         sizes = np.array([len(tokens) + 1 for tokens in ids], np.int64)
@@ -78,10 +80,10 @@ class PackedWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         close(*self._files)
         for temporary, name in zip(self._temporary, self._names, strict=True):
-            if kind is None:
-                temporary.replace(name)
-            else:
+            if kind is not None:
                 temporary.unlink(missing_ok=True)
+            elif self._files:
+                temporary.replace(name)
 
 
 @dataclass(frozen=True)
