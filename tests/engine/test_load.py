@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,19 @@ def test_text_comes_without_torch_and_is_the_torch_models(
     expected = flyweight.load(path, engine="torch").generate(PROMPT, 24, 24)
     assert json.loads(done.stdout)["text"] == expected
     assert len(expected) >= 8
+
+
+def test_garbage_is_looked_for_again_after_loading(gguf: Path) -> None:
+    for path in (gguf, gguf.parent / "absent"):
+        with suppress(FlyweightError):
+            flyweight.load(path)
+        assert gc.isenabled()
+    gc.disable()
+    try:
+        flyweight.load(gguf)
+        assert not gc.isenabled(), "who turned it off wants it off"
+    finally:
+        gc.enable()
 
 
 def test_a_gguf_talks_without_numpy(gguf: Path) -> None:
