@@ -8,10 +8,14 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Seconds between two signs of life: no exchange may wait longer than the group's timeout.
+SIGN = 3600.0
 
 
 def is_lost(error: Exception) -> bool:
@@ -52,23 +56,42 @@ class Ending:
         """Notice when the next process has gone, whatever this one is doing: where a card waits
         for the card of a process that was killed, no exchange ever fails.
 
-        A thread waits for that process's farewell, in a ``group`` of its own.
+        In a ``group`` of their own, each process gives the one before it a sign of life now and
+        then, and a farewell; a thread waits for the next one's.
         """
 
-        def wait() -> None:
+        def hear() -> None:
+            alive = torch.ones(1)
+            while alive.item():
+                dist.recv(alive, src=(self.rank + 1) % self.size, group=group)
+
+        def say() -> None:
+            while True:
+                done = self._done.wait(SIGN)
+                sign = torch.tensor([0.0 if done else 1.0])
+                dist.send(sign, dst=(self.rank - 1) % self.size, group=group)
+                if done:
+                    return
+
+        def kept(exchange: Callable[[], None]) -> None:
             try:
-                dist.recv(torch.empty(1), src=(self.rank + 1) % self.size, group=group)
+                exchange()
             except RuntimeError as error:
                 if not self.quiet:
                     self.lost(error)
 
-        self._group, self._watch = group, threading.Thread(target=wait, daemon=True)
-        self._watch.start()
+        self._done = threading.Event()
+        self._threads = [
+            threading.Thread(target=kept, args=(do,), daemon=True) for do in (hear, say)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def part(self) -> None:
         """The job is done: bid the process before this one farewell, and hear the next one's."""
-        dist.send(torch.zeros(1), dst=(self.rank - 1) % self.size, group=self._group)
-        self._watch.join()
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
 
     def lost(self, cause: RuntimeError | str) -> None:
         # Without the place in PyTorch's source that an exchange's error begins with.

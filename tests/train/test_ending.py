@@ -17,7 +17,9 @@ pytest.importorskip("torch")
 # Each waits as for a card whose work needs the other's.
 PROGRAM = """
 import os, sys, time
+from flyweight.train import ending
 from flyweight.train.processes import joined
+ending.SIGN = 0.05  # many signs of life
 with joined() as processes:
     print("joined", os.getpid(), flush=True)
     time.sleep(float(sys.argv[1]))
