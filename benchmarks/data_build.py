@@ -27,13 +27,10 @@ from pathlib import Path
 import psutil
 from machine import header
 
-from flyweight.data.build import build
 from flyweight.data.clean import normalise
 from flyweight.data.document import Skipped
 from flyweight.data.sources import documents
 from flyweight.files.atomic import write_text
-from flyweight.spec.data import Data
-from flyweight.spec.run import Tokenizer
 from flyweight.text.load import load_tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -56,6 +53,20 @@ began = time.perf_counter()
 encoded = encode(texts, add_special_tokens=False)
 print(time.perf_counter() - began, sum(len(e.ids) for e in encoded))
 """
+OURS = """
+import json, sys, time
+from pathlib import Path
+from flyweight.data.build import build
+from flyweight.spec.data import Data
+from flyweight.spec.run import Tokenizer
+began = []
+def watch(stage, done, total):
+    if stage == "encode" and not began:
+        began.append(time.perf_counter())
+data = Data(train=json.loads(sys.argv[2]), held_out=0, workers=int(sys.argv[4]))
+made = build(data, Tokenizer(kind="file", path=sys.argv[1]), Path(sys.argv[3]), watch)
+print(time.perf_counter() - began[0], made.train.tokens)
+"""
 
 
 def peer(folder: Path, method: str, threads: int) -> tuple[float, int]:
@@ -70,16 +81,15 @@ def peer(folder: Path, method: str, threads: int) -> tuple[float, int]:
     return float(seconds), int(tokens)
 
 
-def ours(data: Data, tokenizer: Path, out: Path) -> tuple[float, int]:
+def ours(folder: Path, paths: list[str], out: str, workers: int) -> tuple[float, int]:
     """(seconds, tokens) of a build's packing: from cleaned text on the disk to a dataset."""
-    began: list[float] = []
-
-    def watch(stage: str, done: int, total: int | None) -> None:
-        if stage == "encode" and not began:
-            began.append(time.perf_counter())
-
-    dataset = build(data, Tokenizer(kind="file", path=str(tokenizer)), out, watch)
-    return time.perf_counter() - began[0], dataset.train.tokens
+    command = [sys.executable, "-c", OURS, "tokenizer.json", json.dumps(paths), out, str(workers)]
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    seconds, tokens = done.stdout.split()
+    return float(seconds), int(tokens)
 
 
 def speed(folder: Path, rounds: int, counts: list[int]) -> dict[str, object]:
@@ -87,17 +97,14 @@ def speed(folder: Path, rounds: int, counts: list[int]) -> dict[str, object]:
     texts = [normalise(document.text) for document in documents(paths, Skipped())]
     size = sum(len(text.encode()) for text in texts)
     (folder / "texts.json").write_text(json.dumps(texts))
-    tokenizer = folder / "tokenizer.json"
-    load_tokenizer(SHARED / "tokenizer/gpt2").save(tokenizer)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    load_tokenizer(SHARED / "tokenizer/gpt2").save(folder / "tokenizer.json")
     table: dict[str, object] = {"bytes": size}
     for threads in counts:
         found: dict[str, list[float]] = {"encode_batch": [], "encode_batch_fast": [], "ours": []}
-        data = Data(train=paths, held_out=0, workers=threads)
         for number in range(rounds):
             for method in ("encode_batch", "encode_batch_fast"):
                 found[method].append(peer(folder, method, threads)[0])
-            found["ours"].append(ours(data, tokenizer, folder / f"{threads}-{number}")[0])
+            found["ours"].append(ours(folder, paths, f"{threads}-{number}", threads)[0])
         rates = {name: size / min(seconds) / 1e6 for name, seconds in found.items()}
         table[f"{threads}"] = rates
         ratios = [rates["ours"] / rates[name] for name in ("encode_batch", "encode_batch_fast")]
