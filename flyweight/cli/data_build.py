@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _WORDS = {
     "read": "reading text",
     "clean": "cleaning",
-    "near": "looking for near duplicates",
     "tokenizer": "training the tokenizer",
     "encode": "packing",
 }
