@@ -65,6 +65,24 @@ std::vector<Executor::Feed> feeds_of(const Sequences& sequences, const Tokens& t
   return feeds;
 }
 
+// Asked between the runs of a call: whether a signal's handler raised (Ctrl-C). Not asked before the
+// first, so that decoding never waits for the interpreter.
+class Interrupted {
+ public:
+  bool operator()() {
+    if (first_) return first_ = false;
+    nb::gil_scoped_acquire held;
+    return PyErr_CheckSignals() != 0;
+  }
+  // With the interpreter held, after the call.
+  static void rethrow() {
+    if (PyErr_Occurred()) throw nb::python_error();
+  }
+
+ private:
+  bool first_ = true;
+};
+
 nb::ndarray<nb::numpy, float> feed(Engine& engine, const Sequences& sequences,
                                    const Tokens& tokens, const std::string& want) {
   using Want = Executor::Feed::Want;
@@ -86,8 +104,9 @@ nb::ndarray<nb::numpy, float> feed(Engine& engine, const Sequences& sequences,
     engine.feed(feeds, [&](size_t i, int64_t token, float* from) {
       const size_t row = begins[i] + (which == Want::All ? static_cast<size_t>(token) : 0);
       std::memcpy(logits.data() + row * vocab, from, vocab * sizeof(float));
-    });
+    }, Interrupted());
   }
+  Interrupted::rethrow();
   return array(std::move(logits), {rows, vocab});
 }
 
@@ -112,8 +131,9 @@ nb::list score(Engine& engine, const Sequences& sequences, const Tokens& tokens,
       const auto t = static_cast<size_t>(token);
       const int32_t target = targets[i][t];
       if (target >= 0) scores[i][t] = logits[target] - log_sum_exp(logits, vocab);
-    });
+    }, Interrupted());
   }
+  Interrupted::rethrow();
   nb::list result;
   for (auto& values : scores) {
     const size_t n = values.size();
@@ -137,8 +157,9 @@ nb::list next(Generation& generation, int64_t most) {
   std::vector<Generation::Piece> pieces;
   {
     nb::gil_scoped_release released;
-    pieces = generation.next(most);
+    pieces = generation.next(most, Interrupted());
   }
+  Interrupted::rethrow();
   nb::list result;
   for (const auto& piece : pieces) {
     nb::list tokens, logprobs, tops;
@@ -154,27 +175,30 @@ nb::list next(Generation& generation, int64_t most) {
   return result;
 }
 
+// What a sequence says of itself, while no run changes it.
+template <class T>
+std::decay_t<T> looked_at(const Sequence& s, T (Sequence::*what)() const) {
+  nb::gil_scoped_release released;
+  const auto alone = s.shape()->alone();
+  return (s.*what)();
+}
+
 void bind_sequence(nb::module_& m) {
   nb::class_<Sequence>(m, "Sequence")
-      .def_prop_ro("length", &Sequence::length)
+      .def_prop_ro("length", [](const Sequence& s) { return looked_at(s, &Sequence::length); })
       .def_prop_ro("tokens",
                    [](const Sequence& s) {
-                     std::vector<int32_t> tokens;
-                     {
-                       nb::gil_scoped_release released;
-                       const std::lock_guard<std::mutex> alone(s.shape()->busy);
-                       tokens = s.tokens();
-                     }
+                     std::vector<int32_t> tokens = looked_at(s, &Sequence::tokens);
                      const size_t n = tokens.size();
                      return array(std::move(tokens), {n});
                    },
                    nb::rv_policy::move)
-      .def_prop_ro("cache_bytes", &Sequence::bytes)
+      .def_prop_ro("cache_bytes", [](const Sequence& s) { return looked_at(s, &Sequence::bytes); })
       .def(
           "set_positions",
           [](Sequence& s, std::vector<float> frequencies, float gain, float divisor) {
             nb::gil_scoped_release released;
-            const std::lock_guard<std::mutex> alone(s.shape()->busy);
+            const auto alone = s.shape()->alone();
             s.set_positions(std::move(frequencies), gain, divisor);
           },
           "frequencies"_a, "gain"_a = 1.0f, "divisor"_a = 1.0f)
@@ -182,7 +206,7 @@ void bind_sequence(nb::module_& m) {
           "truncate",
           [](Sequence& s, int64_t length) {
             nb::gil_scoped_release released;
-            const std::lock_guard<std::mutex> alone(s.shape()->busy);
+            const auto alone = s.shape()->alone();
             return s.truncate(length);
           },
           "length"_a)
@@ -190,7 +214,7 @@ void bind_sequence(nb::module_& m) {
           "copy",
           [](const Sequence& s) {
             nb::gil_scoped_release released;
-            const std::lock_guard<std::mutex> alone(s.shape()->busy);
+            const auto alone = s.shape()->alone();
             return s.copy();
           },
           nb::keep_alive<0, 1>());
@@ -221,7 +245,8 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("isa", [](const Engine& e) { return std::string(e.isa()); })
       .def_prop_ro("threads", &Engine::threads)
       .def_prop_ro("weight_bytes", &Engine::weight_bytes)
-      .def_prop_ro("buffer_bytes", &Engine::buffer_bytes)
+      .def_prop_ro("buffer_bytes", &Engine::buffer_bytes,
+                   nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("cache_bytes", &Engine::cache_bytes);
 }
 
@@ -250,7 +275,8 @@ void bind_generation(nb::module_& m) {
           "stops"_a = std::vector<int32_t>{}, "never"_a = std::vector<int32_t>{},
           "vocabulary"_a = 0, "top_logprobs"_a = -1)
       .def("next", &next, "most"_a = 1)
-      .def("cancel", &Generation::cancel, "stream"_a);
+      // Without the interpreter: who holds the list of streams may be waiting for it.
+      .def("cancel", &Generation::cancel, "stream"_a, nb::call_guard<nb::gil_scoped_release>());
 }
 
 }  // namespace

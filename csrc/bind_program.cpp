@@ -12,14 +12,20 @@ namespace flyweight {
 namespace {
 
 template <class T>
-T field(nb::handle object, const char* name) {
+T field(nb::handle object, const char* name, bool convert = true) {
   nb::object value = nb::getattr(object, name, nb::none());
   T result{};
-  if (value.is_none() || !nb::try_cast<T>(value, result)) {
+  if (value.is_none() || !nb::try_cast<T>(value, result, convert)) {
     throw Error(text("not a valid program: ", nb::str(nb::handle(object.type())).c_str(), ".",
                      name, " is ", nb::repr(value).c_str()));
   }
   return result;
+}
+
+// An array as it is: what it would be converted to lives no longer than this call.
+template <class T>
+T array_field(nb::handle object, const char* name) {
+  return field<T>(object, name, false);
 }
 
 // Out-of-range values become ones that the validation refuses.
@@ -63,12 +69,12 @@ bool maps_a_file(nb::handle array) {
 
 Weight read_weight(nb::handle object) {
   using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-  const auto data = field<Bytes>(object, "data");
+  const auto data = array_field<Bytes>(object, "data");
   const auto format = field<int64_t>(object, "format");
   std::vector<int64_t> order;
   if (!nb::getattr(object, "order").is_none()) {
     using Places = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-    const auto places = field<Places>(object, "order");
+    const auto places = array_field<Places>(object, "order");
     order.assign(places.data(), places.data() + places.size());
   }
   return {field<std::string>(object, "name"),
@@ -110,7 +116,7 @@ Program read_program(nb::handle program) {
   nb::object spelling = nb::getattr(program, "spelling", nb::none());
   if (!spelling.is_none()) {
     using Symbols = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-    const auto symbols = field<Symbols>(spelling, "symbols");
+    const auto symbols = array_field<Symbols>(spelling, "symbols");
     p.spelling.slots = static_cast<int64_t>(symbols.shape(1));
     p.spelling.pad = field<int32_t>(spelling, "pad");
     p.spelling.symbols.assign(symbols.data(), symbols.data() + symbols.size());

@@ -42,7 +42,7 @@ Executor::Executor(Program program, int threads, const std::string& isa, bool pi
       kernels_(kernels_of(isa)),
       pool_(threads, pin),
       weights_(program_, kernels_, pool_),
-      shape_(std::make_shared<SequenceShape>(program_, kernels_)),
+      shape_(std::make_shared<SequenceShape>(program_, kernels_, pool_)),
       account_(std::make_shared<CacheAccount>()),
       batch_(*shape_),
       scratch_(static_cast<size_t>(threads)) {
@@ -81,6 +81,11 @@ std::shared_ptr<Sequence> Executor::begin(std::vector<float> frequencies, float 
 }
 
 void Executor::check_feed(const Feed& feed) const {
+  const auto alone = shape_->alone();
+  check_one(feed);
+}
+
+void Executor::check_one(const Feed& feed) const {
   require(feed.sequence->shape() == shape_.get(), "a sequence of another model was given");
   const auto count = static_cast<int64_t>(feed.tokens.size());
   require(count > 0, "no tokens were given");
@@ -95,16 +100,16 @@ void Executor::check_feed(const Feed& feed) const {
 
 void Executor::check(std::span<const Feed> feeds) const {
   for (size_t i = 0; i < feeds.size(); ++i) {
-    check_feed(feeds[i]);
+    check_one(feeds[i]);
     for (size_t j = 0; j < i; ++j) {
       require(feeds[j].sequence != feeds[i].sequence, "the same sequence was given twice");
     }
   }
 }
 
-bool Executor::feed(std::span<const Feed> feeds, const Consumer& consume,
-                    const std::function<bool()>& stop) {
-  const std::lock_guard<std::mutex> alone(shape_->busy);
+int64_t Executor::feed(std::span<const Feed> feeds, const Consumer& consume,
+                       const std::function<bool()>& stop) {
+  const auto alone = shape_->alone();
   check(feeds);
   int64_t rows = 0, wanted = 0, longest = 0;
   for (const Feed& feed : feeds) {
@@ -113,15 +118,15 @@ bool Executor::feed(std::span<const Feed> feeds, const Consumer& consume,
     wanted += feed.want == Feed::Want::All ? count : feed.want == Feed::Want::Last;
     longest = std::max(longest, feed.sequence->length() + count);
   }
-  if (rows == 0) return true;
+  if (rows == 0) return 0;
   make_room(std::min(rows, most_tokens_), std::min(wanted, most_wanted_),
             (longest + kCacheBlock - 1) / kCacheBlock);
   for (const Feed& feed : feeds) feed.sequence->reserve(static_cast<int64_t>(feed.tokens.size()));
 
   size_t at = 0;
-  int64_t done = 0;
+  int64_t done = 0, appended = 0;
   while (at < feeds.size()) {
-    if (stop && stop()) return false;
+    if (stop && stop()) return appended;
     batch_.clear();
     wanted_.clear();
     while (at < feeds.size() && batch_.rows(Rows::Tokens) < most_tokens_) {
@@ -140,8 +145,9 @@ bool Executor::feed(std::span<const Feed> feeds, const Consumer& consume,
       if (done == all) ++at, done = 0;
     }
     run(consume);
+    appended += batch_.rows(Rows::Tokens);
   }
-  return true;
+  return appended;
 }
 
 void Executor::make_room(int64_t tokens, int64_t wanted, int64_t blocks) {
@@ -168,6 +174,7 @@ void Executor::make_room(int64_t tokens, int64_t wanted, int64_t blocks) {
 }
 
 size_t Executor::buffer_bytes() const {
+  const auto alone = shape_->alone();
   size_t total = shared_inputs_.bytes() + partials_.bytes();
   for (const Region& r : arenas_) total += r.bytes();
   for (const Region& r : angles_) total += r.bytes();

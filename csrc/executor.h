@@ -42,17 +42,20 @@ class Executor {
 
   // Appends the tokens to their sequences, all or, where it throws (an Error that says what does
   // not fit, before the first row is computed), none of them. `stop` is asked between runs of
-  // kMostRowsAtOnce rows; where it says true the tokens that are left are not appended. Returns
-  // whether all were.
-  bool feed(std::span<const Feed>, const Consumer&, const std::function<bool()>& stop = {});
+  // kMostRowsAtOnce rows; where it says true the tokens that are left are not appended. Returns how
+  // many were, in the order of the feeds.
+  int64_t feed(std::span<const Feed>, const Consumer&, const std::function<bool()>& stop = {});
 
-  // Throws Error where a feed does not fit.
+  // Throws Error where a feed does not fit. Waits for a run at hand.
   void check_feed(const Feed&) const;
 
   const Program& program() const { return program_; }
   const char* isa() const { return kernels_.isa; }
   int threads() const { return pool_.size(); }
+  // See Pool.
+  void check_process() const { pool_.check_process(); }
   size_t weight_bytes() const { return weights_.bytes(); }
+  // Waits for a run at hand.
   size_t buffer_bytes() const;
   size_t cache_bytes() const { return account_->used; }
 
@@ -69,6 +72,7 @@ class Executor {
   };
 
   void check(std::span<const Feed>) const;
+  void check_one(const Feed&) const;
   // Room for a run of so many rows over caches of so many blocks.
   void make_room(int64_t tokens, int64_t wanted, int64_t blocks);
   void run(const Consumer&);

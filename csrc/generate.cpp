@@ -8,6 +8,7 @@ namespace flyweight {
 
 int64_t Generation::add(std::shared_ptr<Sequence> sequence, std::vector<int32_t> tokens,
                         Sampling settings, int64_t max_tokens) {
+  executor_.check_process();
   const std::lock_guard<std::mutex> turn(turn_);
   const Program& p = executor_.program();
   executor_.check_feed({sequence.get(), tokens, Executor::Feed::Want::Last});
@@ -30,8 +31,9 @@ void Generation::cancel(int64_t number) {
   }
 }
 
-std::vector<Generation::Piece> Generation::next(int64_t most) {
+std::vector<Generation::Piece> Generation::next(int64_t most, const std::function<bool()>& stop) {
   require(most >= 1, "at most ", most, " tokens were asked for; 1 or more is wanted");
+  executor_.check_process();
   const std::lock_guard<std::mutex> turn(turn_);
   std::vector<Stream*> active;
   for (const auto& stream : streams_) {
@@ -51,7 +53,7 @@ std::vector<Generation::Piece> Generation::next(int64_t most) {
     std::erase_if(active, [&](Stream* stream) { return !goes_on(stream); });
     if (active.empty()) break;
     try {
-      step(active);
+      if (step(active, stop)) break;
     } catch (const Error&) {
       // What was made before is given first; the next call comes to the error again.
       const auto made = [](const auto& stream) { return !stream->piece.choices.empty(); };
@@ -74,12 +76,10 @@ std::vector<Generation::Piece> Generation::next(int64_t most) {
   return pieces;
 }
 
-void Generation::step(std::vector<Stream*>& active) {
+bool Generation::step(std::vector<Stream*>& active, const std::function<bool()>& stop) {
   std::vector<Executor::Feed> feeds;
-  std::vector<int64_t> before;
   for (Stream* stream : active) {
     stream->sampled = false;
-    before.push_back(stream->sequence->length());
     feeds.push_back({stream->sequence.get(), stream->pending, Executor::Feed::Want::Last});
   }
   // On the pool's threads: what goes wrong is kept for the caller.
@@ -88,14 +88,18 @@ void Generation::step(std::vector<Stream*>& active) {
     try {
       stream.choice = stream.sampler.choose(logits, stream.sequence->tokens(), stream.made);
       stream.sampled = true;
+      stream.full = stream.sequence->length() == executor_.program().context;
     } catch (const std::exception& error) {
       stream.failure = error.what();
     }
   };
-  const auto cancelled = [&] {
-    return std::any_of(active.begin(), active.end(), [](Stream* s) { return s->cancelled.load(); });
+  bool stopped = false;
+  const auto ends = [&] {
+    stopped = stop && stop();
+    return stopped || std::any_of(active.begin(), active.end(),
+                                  [](Stream* s) { return s->cancelled.load(); });
   };
-  executor_.feed(feeds, sample, cancelled);
+  int64_t appended = executor_.feed(feeds, sample, ends);
   for (const Stream* stream : active) {
     if (stream->failure.empty()) continue;
     const std::string failure = stream->failure;
@@ -103,15 +107,17 @@ void Generation::step(std::vector<Stream*>& active) {
     streams_.clear();
     throw Error(failure);
   }
-  for (size_t i = 0; i < active.size(); ++i) {
-    Stream& stream = *active[i];
-    const int64_t fed = stream.sequence->length() - before[i];
-    stream.pending.erase(stream.pending.begin(), stream.pending.begin() + fed);
-    if (stream.sampled) finish_step(stream);
+  for (Stream* stream : active) {
+    auto& pending = stream->pending;
+    const auto fed = std::min(appended, static_cast<int64_t>(pending.size()));
+    appended -= fed;
+    pending.erase(pending.begin(), pending.begin() + fed);
+    if (stream->sampled) finish_step(*stream);
   }
+  return stopped;
 }
 
-void Generation::finish_step(Stream& stream) const {
+void Generation::finish_step(Stream& stream) {
   const auto& stops = stream.sampler.settings().stops;
   const int32_t token = stream.choice.token;
   if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
@@ -123,7 +129,7 @@ void Generation::finish_step(Stream& stream) const {
   ++stream.made;
   if (stream.made == stream.max_tokens) {
     stream.piece.finish = Finish::Length;
-  } else if (stream.sequence->length() == executor_.program().context) {
+  } else if (stream.full) {
     stream.piece.finish = Finish::Context;
   }
 }

@@ -37,8 +37,9 @@ class Generation {
   // Up to `most` more tokens of every stream that goes on, fewer where it ends: a piece for each
   // stream that made tokens or ended. Empty when none goes on. An ended stream is forgotten; its
   // last token is not fed to its sequence. Throws Error where the caches have no room for a token
-  // more (the streams stay), or where logits are no numbers (no stream goes on then).
-  std::vector<Piece> next(int64_t most);
+  // more (the streams stay), or where logits are no numbers (no stream goes on then). `stop` is asked
+  // between runs of the program; where it says true, what was made till then is returned.
+  std::vector<Piece> next(int64_t most, const std::function<bool()>& stop = {});
 
   // Ends a stream before its next token, from any thread. Unknown numbers are no mistake: the
   // stream may just have ended.
@@ -52,8 +53,8 @@ class Generation {
     Sampler sampler;
     int64_t max_tokens, made = 0;
     std::atomic<bool> cancelled{false};
-    // Of the step at hand: whether logits came, and what was chosen.
-    bool sampled = false;
+    // Of the step at hand: whether logits came, what was chosen, and whether the sequence is full.
+    bool sampled = false, full = false;
     std::string failure;
     Choice choice{};
     Piece piece{};
@@ -63,8 +64,9 @@ class Generation {
           sampler(std::move(settings), vocab), max_tokens(max_tokens) {}
   };
 
-  void step(std::vector<Stream*>& active);
-  void finish_step(Stream&) const;
+  // Whether `stop` ended it.
+  bool step(std::vector<Stream*>& active, const std::function<bool()>& stop);
+  static void finish_step(Stream&);
 
   Executor& executor_;
   // turn_: one next or add at a time. list_: the list of streams, which cancel looks into.

@@ -18,7 +18,8 @@ bool letter(int32_t token) {
 
 }  // namespace
 
-SequenceShape::SequenceShape(const Program& p, const Kernels& k) : program(&p), kernels(&k) {
+SequenceShape::SequenceShape(const Program& p, const Kernels& k, const Pool& pool)
+    : program(&p), kernels(&k), pool_(pool) {
   for (const Op& op : p.ops) {
     if (op.kind == Kind::Pool) {
       words = op.ints[0] == 1;
@@ -33,6 +34,20 @@ SequenceShape::SequenceShape(const Program& p, const Kernels& k) : program(&p), 
   std::sort(match_lengths.begin(), match_lengths.end());
   match_lengths.erase(std::unique(match_lengths.begin(), match_lengths.end()),
                       match_lengths.end());
+}
+
+SequenceShape::Alone::Alone(const SequenceShape& shape) : shape_(shape) {
+  shape.pool_.check_process();
+  const auto me = std::this_thread::get_id();
+  require(shape.holder_ != me, "this thread is in the middle of a run of this model; a signal "
+          "handler may set a flag, and use the model later");
+  shape.busy_.lock();
+  shape.holder_ = me;
+}
+
+SequenceShape::Alone::~Alone() {
+  shape_.holder_ = std::thread::id();
+  shape_.busy_.unlock();
 }
 
 Sequence::Sequence(std::shared_ptr<const SequenceShape> shape,

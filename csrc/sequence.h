@@ -4,11 +4,13 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "memory.h"
 #include "ngrams.h"
 #include "program.h"
+#include "threads.h"
 
 namespace flyweight {
 
@@ -25,10 +27,27 @@ struct SequenceShape {
   int64_t patch_size = 0, pooled_width = 0, spread_width = 0;
   // All lengths that matches are looked for, once each.
   std::vector<int64_t> match_lengths;
-  // Held while the executor runs, and by who changes a sequence from outside.
-  mutable std::mutex busy;
 
-  SequenceShape(const Program&, const Kernels&);
+  SequenceShape(const Program&, const Kernels&, const Pool&);
+
+  // Held while the executor runs, and by who reads or changes a sequence from outside. Throws Error
+  // where it would never come: in a fork, whose threads are not there to let go, and in a signal
+  // handler that interrupted a run.
+  class Alone {
+   public:
+    explicit Alone(const SequenceShape&);
+    ~Alone();
+    Alone(const Alone&) = delete;
+
+   private:
+    const SequenceShape& shape_;
+  };
+  Alone alone() const { return Alone(*this); }
+
+ private:
+  const Pool& pool_;
+  mutable std::mutex busy_;
+  mutable std::atomic<std::thread::id> holder_{};
 };
 
 // Bytes of all caches of an executor, against its limit.

@@ -66,7 +66,9 @@ void in_parts(int threads, int64_t count, const std::function<void(int64_t, int6
     static std::mutex mutex;
     static std::unique_ptr<Pool> pool;
     const std::lock_guard<std::mutex> alone(mutex);
-    if (!pool || pool->size() != threads) pool = std::make_unique<Pool>(threads, false);
+    if (!pool || pool->size() != threads || pool->forked()) {
+      pool = std::make_unique<Pool>(threads, false);
+    }
     auto run = [&job](int) { job.run(); };
     pool->run(run);
   }

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <system_error>
+#include <utility>
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -58,28 +60,43 @@ Pool::Pool(int threads, bool pin)
   require(threads >= 1 && threads <= 1024, "threads = ", threads, ": 1 to 1024 are wanted");
   workers_.reserve(static_cast<size_t>(threads - 1));
   for (int i = 1; i < threads; ++i) {
-    workers_.emplace_back([this, i] { serve(i); });
+    try {
+      workers_.emplace_back([this, i] { serve(i); });
+    } catch (const std::system_error&) {
+      stop();
+      throw Error(text("threads = ", threads, ": the system gives no more than ", i, " here"));
+    }
     if (pin) pin_to(workers_.back(), i);
   }
 }
 
 Pool::~Pool() {
-  if (owner_ != getpid()) {
-    // A fork has the objects of the threads, not the threads.
-    for (auto& worker : workers_) worker.detach();
-    return;
+  if (!forked()) {
+    stop();
+  } else {
+    // A fork has the objects of the threads, not the threads: nothing of them may be touched.
+    static_cast<void>(new std::vector<std::thread>(std::move(workers_)));
   }
+}
+
+void Pool::stop() {
   stop_ = true;
   epoch_.fetch_add(1);
   epoch_.notify_all();
   for (auto& worker : workers_) worker.join();
 }
 
-void Pool::start(void (*call)(void*, int), void* work) {
-  if (threads_ == 1) return call(work, 0);
-  require(owner_ == getpid(),
+bool Pool::forked() const { return owner_ != getpid(); }
+
+void Pool::check_process() const {
+  require(threads_ == 1 || !forked(),
           "this model was loaded before the process forked, and threads do not survive a fork; "
           "load it again in the new process");
+}
+
+void Pool::start(void (*call)(void*, int), void* work) {
+  if (threads_ == 1) return call(work, 0);
+  check_process();
   call_ = call;
   work_ = work;
   epoch_.store(epoch_.load(std::memory_order_relaxed) + 1);

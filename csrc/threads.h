@@ -20,6 +20,11 @@ class Pool {
 
   int size() const { return threads_; }
 
+  // Whether this process was forked off: the threads are not there.
+  bool forked() const;
+  // Throws Error where they are wanted and are not there.
+  void check_process() const;
+
   // Calls work(thread) on every thread, the caller being number 0; returns when all have returned.
   // work must not throw. One caller at a time.
   template <class Work>
@@ -40,6 +45,8 @@ class Pool {
 
  private:
   void start(void (*call)(void*, int), void* work);
+  // Ends the threads.
+  void stop();
   void serve(int thread);
   // Until `word` is no longer `old`: spins a while, then sleeps.
   void wait_while(std::atomic<uint32_t>& word, uint32_t old);

@@ -48,8 +48,14 @@ Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
 }
 
 void Weights::pack(const Program& program, Pool& pool) {
+  // Rows of a panel that lie apart in the data, for each thread.
+  size_t most = 0;
+  for (const Weight& w : program.weights) {
+    if (!w.order.empty()) most = std::max(most, static_cast<size_t>(kPanel * row_bytes(w.format, w.cols)));
+  }
+  std::vector<std::vector<uint8_t>> gathered_by(static_cast<size_t>(pool.size()), std::vector<uint8_t>(most));
   auto work = [&](int thread) {
-    std::vector<uint8_t> gathered;
+    std::vector<uint8_t>& gathered = gathered_by[static_cast<size_t>(thread)];
     for (size_t i = 0; i < matrices_.size(); ++i) {
       const Matrix& m = matrices_[i];
       const Weight& w = program.weights[i];
@@ -57,7 +63,6 @@ void Weights::pack(const Program& program, Pool& pool) {
       const int64_t bytes = row_bytes(m.format, m.cols);
       const auto [first, last] = pool.share(m.panel_count(), thread);
       const int64_t step = std::max<int64_t>(1, kStep / (bytes * kPanel));
-      if (!w.order.empty()) gathered.resize(static_cast<size_t>(kPanel * bytes));
       for (int64_t begin = first; begin < last; begin += step) {
         const int64_t end = std::min(last, begin + step);
         for (int64_t panel = begin; panel < end; ++panel) {
