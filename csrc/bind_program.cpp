@@ -12,20 +12,26 @@ namespace flyweight {
 namespace {
 
 template <class T>
-T field(nb::handle object, const char* name, bool convert = true) {
+T field(nb::handle object, const char* name) {
   nb::object value = nb::getattr(object, name, nb::none());
   T result{};
-  if (value.is_none() || !nb::try_cast<T>(value, result, convert)) {
+  if (value.is_none() || !nb::try_cast<T>(value, result)) {
     throw Error(text("not a valid program: ", nb::str(nb::handle(object.type())).c_str(), ".",
                      name, " is ", nb::repr(value).c_str()));
   }
   return result;
 }
 
-// An array as it is: what it would be converted to lives no longer than this call.
+// An array as it lies: what it would be converted to would be gone after this call.
 template <class T>
 T array_field(nb::handle object, const char* name) {
-  return field<T>(object, name, false);
+  nb::object value = nb::getattr(object, name);
+  T result{};
+  if (!nb::try_cast<T>(value, result, false)) {
+    throw Error(text("not a valid program: ", nb::str(nb::handle(object.type())).c_str(), ".", name,
+                     " is no contiguous array of the type that is wanted"));
+  }
+  return result;
 }
 
 // Out-of-range values become ones that the validation refuses.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from flyweight.text.tokenizer import Tokenizer
 
 ENGINES = ("auto", "native", "torch")
+# More are a slip; PyTorch would start them all.
+MOST_THREADS = 1024
 Notice = Callable[[str], None]
 
 
@@ -47,8 +49,8 @@ def load(
     say = notice or _warn
     if engine not in ENGINES:
         raise FlyweightError(f"engine = {engine}{nearest(engine, list(ENGINES))}")
-    if threads is not None and threads < 1:
-        raise FlyweightError(f"threads = {threads}: 1 or more is wanted")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise FlyweightError(f"threads = {threads}: 1 to {MOST_THREADS} is wanted")
     found = stored(os.fspath(model), say)
     reason = _not_native(found, engine)
     if reason is None:

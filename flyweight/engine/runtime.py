@@ -154,9 +154,9 @@ class NativeModel(Talker):
                     return  # an end of text
                 if len(history) > context:
                     # The cache is full: go on from the newest half of what it held.
-                    history = history[-max(1, context // 2) :]
-                    read = self._reading(len(history), sampling.max_tokens - made)
-                    sequence = self._begin(read)
+                    newest = history[-max(1, context // 2) :]
+                    read = self._reading(len(newest), sampling.max_tokens - made)
+                    sequence, history = self._begin(read), newest
         finally:
             self._kept = sequence, history, read
 
@@ -247,7 +247,7 @@ class NativeModel(Talker):
             tokens,
             max_tokens=count,
             min_tokens=max(0, min(count, sampling.min_tokens - made)),
-            temperature=sampling.temperature,
+            temperature=min(sampling.temperature, 1e30),  # as good as infinite, and a float32
             top_k=min(sampling.top_k or 0, self.spec.vocab_size),
             top_p=1.0 if sampling.top_p is None else sampling.top_p,
             min_p=sampling.min_p or 0.0,

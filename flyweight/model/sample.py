@@ -19,7 +19,8 @@ def choose(
     """One token id, as flyweight.text.talk.Sampling describes."""
     if temperature == 0:
         return int(logits_V.argmax())
-    logits_V = logits_V / temperature
+    # Whatever the temperature, no number overflows, and none is divided by it.
+    logits_V = (logits_V - logits_V.max()) / min(max(temperature, 1e-30), 1e30)
     if top_k is not None and top_k < len(logits_V):
         lowest = logits_V.topk(top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < lowest, float("-inf"))

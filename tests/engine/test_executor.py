@@ -431,7 +431,7 @@ def test_rows_in_another_order() -> None:
         (order[:-1], "40 rows in an order of 39"),
         (np.where(order == 7, 40, order), "a row's place = 40"),
         (np.where(order == 7, -1, order), "a row's place = -1"),
-        ("0123", "order is"),
+        ("0123", "order is no contiguous array"),
     ):
         with pytest.raises(FlyweightError, match=said):
             model(head, wrong).executor()
