@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "executor.h"
+#include "generate.h"
 
 namespace flyweight {
 namespace {
@@ -54,7 +55,7 @@ struct Case {
 Weight weight(Case& made, Input& in) {
   Weight w{"w", static_cast<WeightKind>(in.take<uint8_t>() % 3),
            static_cast<Format>(in.take<uint8_t>()), in.number(), in.number(), nullptr, 0, false};
-  const auto more = in.take<int8_t>();
+  const auto more = in.take<int8_t>(), step = in.take<int8_t>();
   const int64_t block = block_size(w.format);
   const bool fits = block > 0 && w.rows > 0 && w.cols > 0 && w.rows <= kMostWeight &&
                     w.cols <= kMostWeight && w.rows * w.cols <= kMostWeight;
@@ -63,13 +64,20 @@ Weight weight(Case& made, Input& in) {
   made.data.emplace_back(new uint8_t[w.bytes]);
   for (size_t i = 0; i < w.bytes; ++i) made.data.back()[i] = static_cast<uint8_t>(i * 37 % 61);
   w.data = made.data.back().get();
+  if (step == 0 || !fits) return w;
+  // Every step-th row, sometimes one too many; after a negative step the last is any number.
+  w.order.resize(static_cast<size_t>(w.rows + (step % 8 == 7)));
+  for (size_t i = 0; i < w.order.size(); ++i) {
+    w.order[i] = static_cast<int64_t>(i) * std::abs(step) % w.rows;
+  }
+  if (step < 0) w.order.back() = in.number();
   return w;
 }
 
 Case read(Input in) {
   Case made;
   Program& p = made.program;
-  made.threads = 1 + in.take<uint8_t>() % 2;
+  made.threads = 1 + in.take<uint8_t>() % 3;
   p.vocab_size = in.number();
   p.context = in.number();
   p.frequencies = in.number();
@@ -111,6 +119,28 @@ bool small(const Program& p) {
   return fits;
 }
 
+// Streams together, with every step of sampling.
+void generate(Executor& executor, std::vector<std::shared_ptr<Sequence>> sequences) {
+  const int64_t vocab = executor.program().vocab_size;
+  Generation generation(executor);
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    Sampling sampling;
+    sampling.temperature = 0.7f * static_cast<float>(i);
+    sampling.top_k = static_cast<int64_t>(i);
+    sampling.top_p = 0.9;
+    sampling.min_p = 0.01;
+    sampling.repetition_penalty = 1.2f;
+    sampling.stops = {static_cast<int32_t>(vocab - 1)};
+    sampling.top_logprobs = std::min<int64_t>(2, vocab);
+    try {
+      generation.add(sequences[i], std::vector<int32_t>(i + 1, 0), sampling, 4);
+    } catch (const Error&) {
+      // It is as long as the context, or has one token, which stops.
+    }
+  }
+  for (int64_t most : {1, 2, 9}) generation.next(most);
+}
+
 void run(Case made) {
   const Program& program = made.program;
   validate(program);
@@ -118,8 +148,8 @@ void run(Case made) {
   const int64_t vocab = program.vocab_size, context = program.context;
   const std::vector<float> frequencies(static_cast<size_t>(program.frequencies), 0.5f);
   Executor executor(program, made.threads, "portable", false, 0);
-  auto sequence = executor.begin(frequencies, 1.0f, 1.0f, Format::F32);
-  auto packed = executor.begin(frequencies, 1.0f, 1.0f, Format::Q8_0);
+  const auto begin = [&](Format cache) { return executor.begin(frequencies, 1.0f, 1.0f, cache); };
+  auto sequence = begin(Format::F32);
   std::vector<int32_t> tokens;
   const auto consume = [&](size_t, int64_t, float* logits) {
     const volatile float first = logits[0], last = logits[vocab - 1];
@@ -138,10 +168,11 @@ void run(Case made) {
   for (int64_t count : {1, 1, 18, 10}) feed(*sequence, count);
   // Into the cache's second block, where that is cheap.
   if (program.ops.size() < 24) feed(*sequence, 250);
-  feed(*packed, 6);
+  for (Format cache : {Format::F16, Format::BF16, Format::Q8_0}) feed(*begin(cache), 6);
   sequence->truncate(11);
   auto copy = sequence->copy();
   feed(*copy, 3);
+  generate(executor, {sequence, copy, begin(Format::F16)});
 }
 
 }  // namespace

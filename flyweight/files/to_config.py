@@ -307,6 +307,7 @@ def _gpt2_config(spec: ModelSpec) -> dict[str, Any]:
         "n_head": spec.attention.heads,
         "n_inner": spec.feedforward.hidden,
         "n_positions": spec.context,
+        "n_ctx": spec.context,  # its old name, which llama.cpp's converter asks for
         "activation_function": "gelu_new" if spec.feedforward.kind == "gelu" else "gelu",
         "layer_norm_epsilon": spec.norm.eps,
         "tie_word_embeddings": spec.tie_embeddings,

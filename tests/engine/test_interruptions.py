@@ -24,6 +24,13 @@ LONG = small_model(np.random.default_rng(0), context=100_000)
 TOKENS = [int(t) for t in np.random.default_rng(1).integers(0, 40, 12_000)]
 
 
+def another_process(code: str) -> subprocess.CompletedProcess[str]:
+    """With these tests to be imported, whatever package of ours is tested."""
+    code = f"import sys; sys.path.append({str(_ROOT)!r})\n{code}"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 def begin(executor: Any) -> Any:
     return executor.begin(frequencies(8))
 
@@ -161,8 +168,7 @@ generation.cancel(0)
 worker.join()
 sys.exit(status)
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=_ROOT)
-    assert done.returncode == 0
+    assert another_process(code).returncode == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs Linux's /proc")
@@ -174,7 +180,7 @@ now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (400 << 20),) * 2)
 LONG.executor(1000)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True)
+    done = another_process(code)
     assert done.returncode == 1
     assert "threads = 1000: the system gives no more than" in done.stderr
 

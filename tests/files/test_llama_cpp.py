@@ -31,6 +31,7 @@ from .peer import (
 
 pytestmark = pytest.mark.oracle
 
+
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_the_same_log_likelihoods_and_continuations(name: str, tmp_path: Path) -> None:
     spec = spec_of(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ SEEDS: dict[str, dict[str, Any]] = {
         "share": {"feedforward": "interior", "lora_rank": 2},
         "scale": {"logits": 0.5, "residual": 0.7, "embedding": 3.0},
     },
+    "repeated": {"share": {"block": "adjacent", "repeat": 2}},
+    "ordered": {},
     "patches": {
         "vocab_size": 258,
         "input": {"kind": "patches", "width": 8, "hidden": 12, "size": 3},
@@ -91,7 +94,10 @@ def encode(program: Program, threads: int = 1) -> bytes:
     made += _listed(
         program.weights,
         lambda w: (
-            bytes([KINDS.index(w.kind), w.format]) + _number(w.rows) + _number(w.cols) + b"\0"
+            bytes([KINDS.index(w.kind), w.format])
+            + _number(w.rows)
+            + _number(w.cols)
+            + bytes([0, 0 if w.order is None else w.order[1]])
         ),
     )
     made += _listed(
@@ -130,7 +136,7 @@ class _Input:
 def decode(data: bytes) -> tuple[Program, int]:
     """The program that the bytes stand for, and its threads: the fuzzer's, for its findings."""
     i = _Input(data)
-    threads = 1 + i.take("B") % 2
+    threads = 1 + i.take("B") % 3
     p = Program(i.number(), i.number(), frequencies=i.number(), logits=i.take("b"))
     slots, pad = i.take("b"), i.take("<h")
     count = p.vocab_size * slots + i.take("b")
@@ -154,13 +160,18 @@ def decode(data: bytes) -> tuple[Program, int]:
 
 def _weight(i: _Input) -> Weight:
     kind, form = KINDS[i.take("B") % 3], i.take("B")
-    rows, cols, more = i.number(), i.number(), i.take("b")
-    size = 0
+    rows, cols, more, step = i.number(), i.number(), i.take("b"), i.take("b")
+    size, order = 0, None
     known = NUMBERED.get(form)
     if known and rows > 0 and cols > 0 and rows * cols <= _MOST_WEIGHT:
         size = max(0, rows * (cols // known.block) * known.size + more)
+        if step:
+            # C's remainder is negative where the step is.
+            order = np.arange(rows + (step % 8 == 7 and step > 0)) * abs(step) % rows
+            if step < 0:
+                order[-1] = i.number()
     data = (np.arange(size) * 37 % 61).astype(np.uint8)
-    return Weight("w", kind, form, rows, cols, data)
+    return Weight("w", kind, form, rows, cols, data, order)
 
 
 def seeds() -> dict[str, Program]:
@@ -174,6 +185,11 @@ def seeds() -> dict[str, Program]:
             spelled[:, 0] = np.arange(spec.vocab_size) + 97
             spelled[::2, 1] = 257
         made[name] = compile_model(spec, RandomTensors(spec), spelled)
+    weights = made["ordered"].weights
+    weights[:] = [
+        replace(w, order=np.arange(w.rows) * 5 % w.rows) if w.kind == "matrix" else w
+        for w in weights
+    ]
     assert {op.kind for program in made.values() for op in program.ops} >= set(Kind) - {Kind.ADD}
     assert {b.rows for program in made.values() for b in program.buffers} == set(Rows)
     return made
@@ -182,7 +198,7 @@ def seeds() -> dict[str, Program]:
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, program in seeds().items():
-        for threads in (1, 2):
+        for threads in (1, 2, 3):
             (folder / f"{name}-{threads}").write_bytes(encode(program, threads))
 
 
