@@ -9,7 +9,7 @@ BIN := .venv/bin
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
-.PHONY: setup quickstart test test-slow test-crash test-oracles sanitize fuzz check format clean
+.PHONY: setup quickstart test test-slow test-crash test-oracles sanitize fuzz races check format clean
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -50,9 +50,10 @@ test-slow: setup
 test-crash: setup
 	$(PYTEST) -m crash $(ARGS)
 
-# The engine's tests with the address and undefined-behaviour sanitizers watching: a copy of the
-# package with a module of its own, so that the usual one stays. PYTHONSAFEPATH: without it
-# `python -m` would take the package in this folder, whose module is not watched.
+# The engine's tests, and those of training's kernels, with the address and undefined-behaviour
+# sanitizers watching: a copy of the package with a module of its own, so that the usual one stays.
+# PYTHONSAFEPATH: without it `python -m` would take the package in this folder, whose module is not
+# watched.
 SANITIZE := build/sanitize
 sanitize: setup
 	$(BIN)/python -m pip install -q 'cmake>=3.20' ninja nanobind
@@ -65,7 +66,8 @@ sanitize: setup
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) \
 	    $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONSAFEPATH=1 PYTHONPATH=$(abspath $(SANITIZE)/tree) \
-	    $(PYTEST) -p no:cacheprovider -q tests/engine $(ARGS)
+	    $(PYTEST) -p no:cacheprovider -q tests/engine tests/fuzz tests/train/test_kernels.py \
+	    tests/train/test_training_loss.py $(ARGS)
 
 # libFuzzer on what comes from anywhere, FUZZ_SECONDS each: programs under the sanitizers (clang), the
 # readers of GGUF and safetensors (atheris, on Linux). What it found before is kept in build/fuzz;
@@ -77,7 +79,7 @@ fuzz: setup
 	$(BIN)/python -m pip install -q -c constraints.txt 'cmake>=3.20' ninja atheris
 	CXX=$${CLANGXX:-clang++} $(BIN)/cmake -S csrc/fuzz -B $(FUZZ) -G Ninja \
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
-	$(BIN)/cmake --build $(FUZZ)
+	$(BIN)/cmake --build $(FUZZ) --target fuzz_program
 	$(BIN)/python -m tests.fuzz.programs $(FUZZ)/seeds/program
 	mkdir -p $(FUZZ)/corpus/program
 	$(FUZZ)/fuzz_program $(FUZZ_OPTIONS) -max_len=4096 -rss_limit_mb=2048 -timeout=20 \
@@ -89,6 +91,16 @@ fuzz: setup
 	    $(BIN)/python -m tests.fuzz.readers $$kind $(FUZZ_OPTIONS) -max_len=65536 \
 	        -artifact_prefix=$(FUZZ)/$$kind- $(FUZZ)/corpus/$$kind $(FUZZ)/seeds/$$kind || exit 1; \
 	done
+
+# The seeds of the programs on several threads, with the thread sanitizer (clang) watching the pool,
+# its barriers, and callers from many threads.
+races: setup
+	$(BIN)/python -m pip install -q -c constraints.txt 'cmake>=3.20' ninja
+	CXX=$${CLANGXX:-clang++} $(BIN)/cmake -S csrc/fuzz -B $(FUZZ) -G Ninja \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build $(FUZZ) --target fuzz_races
+	$(BIN)/python -m tests.fuzz.programs $(FUZZ)/seeds/program
+	TSAN_OPTIONS=halt_on_error=1 $(FUZZ)/fuzz_races $(FUZZ)/seeds/program/*
 
 # llama.cpp is built from source for these, with all processors: minutes.
 test-oracles: setup

@@ -1,5 +1,17 @@
 #include "memory.h"
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define FLYWEIGHT_WATCHED
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#define FLYWEIGHT_WATCHED
+#endif
+#ifdef FLYWEIGHT_WATCHED
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -18,11 +30,16 @@ namespace {
 
 constexpr size_t kHuge = size_t{2} << 20;
 
-// The sanitizer watches the ends of what malloc gives, not of mappings.
-#if defined(__SANITIZE_ADDRESS__)
+// The sanitizer watches the ends of what malloc gives, not of mappings, and not what lies between an
+// end and the next multiple of 64 unless it is told.
+#ifdef FLYWEIGHT_WATCHED
 constexpr bool kMap = false;
+void end_at(std::byte* data, size_t bytes) {
+  ASAN_POISON_MEMORY_REGION(data + bytes, aligned(bytes) - bytes);
+}
 #else
 constexpr bool kMap = true;
+void end_at(std::byte*, size_t) {}
 #endif
 
 }  // namespace
@@ -63,6 +80,7 @@ Region::Region(size_t bytes, const char* what, bool zero, bool huge) : bytes_(by
   } else {
     data = static_cast<std::byte*>(std::aligned_alloc(64, aligned(bytes)));
     if (data && zero) std::memset(data, 0, bytes);
+    if (data) end_at(data, bytes);
   }
   if (!data) throw Error(text("there is no memory for ", what, ": ", bytes >> 20, " MiB are wanted"));
   data_ = std::unique_ptr<std::byte[], Free>(data, Free{mapped});

@@ -1,11 +1,15 @@
 // libFuzzer's entry: bytes become a program, as tests/fuzz/programs.py writes one down; it is
 // refused with an Error, or it runs on some tokens. Whatever else happens is a finding.
+#include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 
 #include "error.h"
 #include "executor.h"
 #include "generate.h"
+#include "team.h"
 
 namespace flyweight {
 namespace {
@@ -141,6 +145,47 @@ void generate(Executor& executor, std::vector<std::shared_ptr<Sequence>> sequenc
   for (int64_t most : {1, 2, 9}) generation.next(most);
 }
 
+// Callers from several threads, who must wait for each other, and who cancels and looks on.
+void crowd(Executor& executor, const std::vector<float>& frequencies) {
+  Generation generation(executor);
+  auto shared = executor.begin(frequencies, 1.0f, 1.0f, Format::F32);
+  for (int i = 0; i < 3; ++i) {
+    generation.add(executor.begin(frequencies, 1.0f, 1.0f, Format::F32), {0}, Sampling{}, 4);
+  }
+  const auto generate = [&] {
+    for (int i = 0; i < 5; ++i) generation.next(1);
+  };
+  const auto feed = [&] {
+    const int32_t token = 0;
+    for (int i = 0; i < 4; ++i) {
+      const Executor::Feed one{shared.get(), {&token, 1}, Executor::Feed::Want::Last};
+      try {
+        executor.feed({&one, 1}, [](size_t, int64_t, float*) {});
+      } catch (const Error&) {
+        return;  // It is as long as the context.
+      }
+    }
+  };
+  const auto look = [&] {
+    for (int i = 0; i < 20; ++i) {
+      generation.cancel(i % 5);
+      const auto alone = shared->shape()->alone();
+      const volatile int64_t length = shared->length();
+      static_cast<void>(length);
+    }
+    std::atomic<int64_t> sum = 0;
+    in_parts(3, 100, [&](int64_t first, int64_t last) { sum += last - first; });
+    if (sum != 100) std::abort();
+  };
+  std::vector<std::thread> threads;
+  threads.emplace_back(generate);
+  threads.emplace_back(feed);
+  threads.emplace_back(feed);
+  threads.emplace_back(look);
+  threads.emplace_back(look);
+  for (auto& thread : threads) thread.join();
+}
+
 void run(Case made) {
   const Program& program = made.program;
   validate(program);
@@ -173,6 +218,9 @@ void run(Case made) {
   auto copy = sequence->copy();
   feed(*copy, 3);
   generate(executor, {sequence, copy, begin(Format::F16)});
+#if __has_feature(thread_sanitizer)
+  crowd(executor, frequencies);
+#endif
 }
 
 }  // namespace
