@@ -38,12 +38,14 @@ struct Unlocked {
 
 // The executor, and the arrays that its tables lie in.
 struct Engine : private Unlocked, Executor {
-  Engine(nb::object source, Program program, int threads, const std::string& isa, bool pin,
+  // arrays: the weights' data, in their order.
+  Engine(const nb::list& arrays, Program program, int threads, const std::string& isa, bool pin,
          size_t cache_limit)
       : Executor(std::move(program), threads, isa, pin, cache_limit),
         tables(list_once_locked()) {
-    for (nb::handle w : nb::cast<nb::list>(source.attr("weights"))) {
-      if (nb::cast<std::string>(w.attr("kind")) == "table") tables.append(w.attr("data"));
+    const auto& weights = this->program().weights;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (weights[i].kind == WeightKind::Table) tables.append(arrays[i]);
     }
   }
   nb::list tables;
@@ -228,7 +230,9 @@ void bind_engine(nb::module_& m) {
              size_t cache_limit) {
             const char* forced = std::getenv("FLYWEIGHT_ISA");
             if (isa.empty() && forced) isa = forced;
-            new (self) Engine(source, read_program(source), threads, isa, pin, cache_limit);
+            nb::list arrays;
+            Program program = read_program(source, arrays);
+            new (self) Engine(arrays, std::move(program), threads, isa, pin, cache_limit);
           },
           "program"_a, "threads"_a = 1, "isa"_a = "", "pin"_a = false, "cache_limit"_a = 0)
       .def(

@@ -22,10 +22,10 @@ T field(nb::handle object, const char* name) {
   return result;
 }
 
-// An array as it lies: what it would be converted to would be gone after this call.
+// An array as it lies: what it would be converted to would be gone after this call. `value`: the
+// Python object that it is.
 template <class T>
-T array_field(nb::handle object, const char* name) {
-  nb::object value = nb::getattr(object, name);
+T array_field(nb::handle object, const char* name, nb::object value) {
   T result{};
   if (!nb::try_cast<T>(value, result, false)) {
     throw Error(text("not a valid program: ", nb::str(nb::handle(object.type())).c_str(), ".", name,
@@ -73,14 +73,17 @@ bool maps_a_file(nb::handle array) {
   return readonly;
 }
 
-Weight read_weight(nb::handle object) {
+Weight read_weight(nb::handle object, nb::list& arrays) {
   using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-  const auto data = array_field<Bytes>(object, "data");
+  nb::object array = nb::getattr(object, "data");
+  arrays.append(array);
+  const auto data = array_field<Bytes>(object, "data", array);
   const auto format = field<int64_t>(object, "format");
   std::vector<int64_t> order;
-  if (!nb::getattr(object, "order").is_none()) {
+  nb::object given = nb::getattr(object, "order");
+  if (!given.is_none()) {
     using Places = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-    const auto places = array_field<Places>(object, "order");
+    const auto places = array_field<Places>(object, "order", given);
     order.assign(places.data(), places.data() + places.size());
   }
   return {field<std::string>(object, "name"),
@@ -90,13 +93,13 @@ Weight read_weight(nb::handle object) {
           field<int64_t>(object, "cols"),
           data.data(),
           data.size(),
-          maps_a_file(nb::getattr(object, "data")),
+          maps_a_file(array),
           std::move(order)};
 }
 
 }  // namespace
 
-Program read_program(nb::handle program) {
+Program read_program(nb::handle program, nb::list& arrays) {
   Program p;
   p.vocab_size = field<int64_t>(program, "vocab_size");
   p.context = field<int64_t>(program, "context");
@@ -106,7 +109,9 @@ Program read_program(nb::handle program) {
     p.buffers.push_back({field<std::string>(b, "name"), enumerated<Rows>(b, "rows"),
                          field<int64_t>(b, "width"), field<int64_t>(b, "offset")});
   }
-  for (nb::handle w : field<nb::list>(program, "weights")) p.weights.push_back(read_weight(w));
+  for (nb::handle w : field<nb::list>(program, "weights")) {
+    p.weights.push_back(read_weight(w, arrays));
+  }
   for (nb::handle o : field<nb::list>(program, "ops")) {
     p.ops.push_back({enumerated<Kind>(o, "kind"), enumerated<Rows>(o, "rows"),
                      field<std::vector<int32_t>>(o, "sources"),
@@ -122,7 +127,7 @@ Program read_program(nb::handle program) {
   nb::object spelling = nb::getattr(program, "spelling", nb::none());
   if (!spelling.is_none()) {
     using Symbols = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-    const auto symbols = array_field<Symbols>(spelling, "symbols");
+    const auto symbols = array_field<Symbols>(spelling, "symbols", nb::getattr(spelling, "symbols"));
     p.spelling.slots = static_cast<int64_t>(symbols.shape(1));
     p.spelling.pad = field<int32_t>(spelling, "pad");
     p.spelling.symbols.assign(symbols.data(), symbols.data() + symbols.size());

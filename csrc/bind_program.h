@@ -9,6 +9,7 @@ namespace flyweight {
 
 // Reads every field; throws Error, naming the field, where one is of another type or does not fit.
 // Weight::data points into the arrays, which the caller keeps alive.
-Program read_program(nanobind::handle program);
+// `arrays` gets the arrays that the weights' data lies in, in their order.
+Program read_program(nanobind::handle program, nanobind::list& arrays);
 
 }  // namespace flyweight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 from flyweight.engine.compile import compile_model
 from flyweight.engine.emit import F32, Tensors
 from flyweight.engine.positions import Reading, reading
+from flyweight.engine.processor import forced_instruction_set
 from flyweight.engine.program import Kind, Program
 from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec, SlotInput
@@ -89,8 +89,7 @@ class NativeModel(Talker):
         if cache not in (AUTO, *CACHES):
             raise FlyweightError(f"cache = {cache}{nearest(cache, [AUTO, *CACHES])}")
         self.name, self.spec, self.tokenizer = name, spec, tokenizer
-        isa = os.environ.get("FLYWEIGHT_ISA", "")
-        _check_isa(isa, _native.kernels.instruction_sets())
+        isa = forced_instruction_set()
         slots = spec.input.slots if isinstance(spec.input, SlotInput) else 0
         spelled = spelling(tokenizer, spec.vocab_size, slots) if slots else None
         program = compile_model(spec, tensors, spelled)
@@ -306,10 +305,3 @@ def _room(weights: int) -> int:
     except (OSError, StopIteration):
         return 0
     return max(1 << 20, free * 9 // 10 - weights)
-
-
-def _check_isa(isa: str, known: list[str]) -> None:
-    if isa and isa not in known:
-        raise FlyweightError(
-            f"FLYWEIGHT_ISA = {isa}: this processor and build have {', '.join(known)}"
-        )

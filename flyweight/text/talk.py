@@ -7,8 +7,10 @@ text is scored in windows. An engine adds two things: the next tokens, and a tex
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import NamedTuple
 
 from flyweight.spec.errors import FlyweightError
@@ -42,6 +44,14 @@ class Sampling:
 
     def check(self) -> None:
         """Raises FlyweightError naming the argument that makes no sense."""
+        for name in ("max_tokens", "min_tokens", "top_k", "seed"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Integral):
+                raise FlyweightError(f"{name} = {value!r}: a whole number is wanted")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Real):
+                raise FlyweightError(f"{name} = {value!r}: a number is wanted")
         most, least = self.max_tokens, self.min_tokens
         if most < 0 or least < 0 or least > most:
             raise FlyweightError(
@@ -206,7 +216,14 @@ class Talker:
         if isinstance(prompt, str):
             ids = self._encode(prompt)
         else:
-            ids = [int(id) for id in prompt]
+            try:
+                if isinstance(prompt, bytes | bytearray):
+                    raise TypeError
+                ids = [operator.index(id) for id in prompt]
+            except TypeError:
+                raise FlyweightError(
+                    f"prompt is {type(prompt).__name__}: a text (str) or token ids are wanted"
+                ) from None
             for id in ids:
                 require_id(id, self.tokenizer.vocab_size)
         if not ids:

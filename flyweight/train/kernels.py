@@ -6,7 +6,6 @@ computes with; their number changes no bit. FLYWEIGHT_ISA forces an instruction 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flyweight.engine._native import kernels
+from flyweight.engine.processor import forced_instruction_set
 from flyweight.model import kernels as model_kernels
 
 # Rows whose parts of a gain's gradient are summed one by one, so that threads make no difference.
@@ -35,7 +35,7 @@ def call(kernel: Callable[..., None], *arguments: Any) -> None:
 
 
 def instruction_set() -> str:
-    return os.environ.get("FLYWEIGHT_ISA") or str(kernels.instruction_sets()[0])
+    return forced_instruction_set() or str(kernels.instruction_sets()[0])
 
 
 def hand_in() -> None:

@@ -152,3 +152,16 @@ def test_what_is_not_finite_is_seen(
     assert np.isfinite(out[[0, 1, 2, 4, 5, 6]]).all()
     weights = dequantise(kernels, format_, data)
     assert not np.isfinite(out[3][weights[:, 40] != 0]).any()
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_what_is_no_number_stays_none(kernels: ModuleType, isa: str, format_: int) -> None:
+    """8-bit blocks have no code for it: their scale says it, or a damaged model would talk on."""
+    rng = np.random.default_rng(2)
+    rows = random_rows(kernels, format_, 16, 256, rng)
+    for wrong in (np.nan, np.inf, -np.inf):
+        for at in (0, 37, 255):
+            x = rng.standard_normal((1, 256)).astype(np.float32)
+            x[0, at] = wrong
+            y, _ = multiply(kernels, isa, format_, rows, x)
+            assert not np.isfinite(y).any()

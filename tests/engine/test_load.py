@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -160,8 +162,10 @@ def test_the_engine_is_chosen(folder: Callable[..., Path], run: Path) -> None:
     assert isinstance(flyweight.load(path, engine="torch"), TorchModel)
     with pytest.raises(FlyweightError, match="engine = trch; did you mean `torch`"):
         flyweight.load(path, engine="trch")
-    with pytest.raises(FlyweightError, match="threads = 0"):
-        flyweight.load(path, threads=0)
+    for threads in (0, -1, 10_000, 10**15):
+        for engine in ("native", "torch"):
+            with pytest.raises(FlyweightError, match=f"threads = {threads}: 1 to 1024 is wanted"):
+                flyweight.load(path, threads=threads, engine=engine)
     with pytest.raises(FlyweightError, match="format = q8_0 is the native engine's"):
         flyweight.load(path, engine="torch", format="q8_0")
     with pytest.raises(FlyweightError, match="format = q9_0; did you mean"):
@@ -225,6 +229,58 @@ def test_formats_and_caches_change_the_memory_and_hardly_the_scores(
     expected = [p for _, p in plain.logprobs(PROMPT)]
     found = [p for _, p in small.logprobs(PROMPT)]
     assert found == pytest.approx(expected, abs=0.2) and found != expected
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_what_python_code_may_get_wrong(engine: str, folder: Callable[..., Path]) -> None:
+    model = flyweight.load(folder(LLAMA), engine=engine)
+    for prompt in (b"abc", None, [1.5], ["a"], [[1]]):
+        with pytest.raises(FlyweightError, match="a text .str. or token ids are wanted"):
+            model.generate(prompt, 3)  # type: ignore[arg-type]
+    for wrong in ({"max_tokens": 3.5}, {"seed": "1"}, {"top_k": 2.0}, {"temperature": "1"}):
+        with pytest.raises(FlyweightError, match=rf"{next(iter(wrong))} = .*number is wanted"):
+            model.generate("a", **wrong)
+    for ids in ([2**40], [-1], [258]):
+        with pytest.raises(FlyweightError, match="outside of the vocabulary"):
+            model.generate(ids, 3)
+    assert model.generate("a\0b", 3, 3) != "" and model.generate("x" * 1000, 3, 3) != ""
+    for text in ("\ud800", "a\udfff"):
+        with pytest.raises(FlyweightError, match="lone surrogate"):
+            model.generate(text, 3)
+    # As good as greedy, and as good as drawn from a hat.
+    assert model.generate("a", 9, 9, temperature=1e-40) == model.generate("a", 9, 9)
+    assert len({model.generate("a", 9, 9, temperature=1e300, seed=i) for i in range(4)}) == 4
+
+
+def test_generators_side_by_side_and_left_half_way(folder: Callable[..., Path]) -> None:
+    model = flyweight.load(folder(LLAMA), threads=2)
+    expected = model.generate(PROMPT, 20, 20)
+    streams = [model.stream(PROMPT, 20, 20) for _ in range(3)]
+    made = [""] * 3
+    for i in itertools.cycle(range(3)):
+        piece = next(streams[i], None)
+        if piece is None:
+            break
+        made[i] += piece
+    for text, rest in zip(made, streams, strict=True):
+        assert text + "".join(rest) == expected
+    for closed in (True, False):
+        stream: Any = model.stream(PROMPT, 20, 20)
+        next(stream)
+        if closed:
+            stream.close()
+        del stream
+        assert model.generate(PROMPT, 20, 20) == expected
+    found: list[str] = []
+    workers = [
+        threading.Thread(target=lambda: found.append(model.generate(PROMPT, 20, 20)))
+        for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == [expected] * 4
 
 
 def test_a_zoo_name_has_random_weights_and_says_so() -> None:

@@ -19,6 +19,7 @@ from flyweight.model.attention_gradient import attention  # noqa: E402
 from flyweight.model.decoder import Decoder  # noqa: E402
 from flyweight.model.init import init_weights  # noqa: E402
 from flyweight.model.positions import rotate  # noqa: E402
+from flyweight.spec.errors import FlyweightError  # noqa: E402
 from flyweight.train.kernels import TrainingKernels, hand_in  # noqa: E402
 from flyweight.train.objective import next_token_loss  # noqa: E402
 from flyweight.zoo import catalog  # noqa: E402
@@ -151,6 +152,12 @@ def test_it_is_handed_in_where_it_is_fast(isa: str, monkeypatch: pytest.MonkeyPa
     values, grad = leaves(0, 1, 2, 2, 40, 16)
     for value in gradients(values, grad, None, torch.bfloat16, ours=True):
         assert value.isfinite().all()
+
+
+def test_an_instruction_set_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYWEIGHT_ISA", "sse9")
+    with pytest.raises(FlyweightError, match=r"FLYWEIGHT_ISA = sse9.*portable"):
+        hand_in()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
