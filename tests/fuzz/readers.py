@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from flyweight.files.random_weights import RandomSource
+# The rest is imported where it is used: what is here before atheris comes, it does not watch.
 from flyweight.spec.errors import FlyweightError
-from flyweight.spec.model import ModelSpec
 
 _TINY: dict[str, Any] = {
     "vocab_size": 258,
@@ -53,7 +52,9 @@ GGUF: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def gguf_seeds(folder: Path) -> None:
+    from flyweight.files.random_weights import RandomSource
     from flyweight.files.to_gguf import export_gguf
+    from flyweight.spec.model import ModelSpec
     from flyweight.text.bytes import ByteTokenizer
 
     for name, (values, type_) in GGUF.items():
@@ -165,6 +166,7 @@ def main() -> None:
     with atheris.instrument_imports(include=["flyweight"], enable_loader_override=False):
         import flyweight.engine.runtime
         import flyweight.files.from_gguf
+        import flyweight.files.tensors
         import flyweight.files.weights
         import flyweight.text.load  # noqa: F401
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_memory()) as folder:
