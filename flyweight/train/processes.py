@@ -205,7 +205,7 @@ def joined() -> Iterator[Processes]:
         # Another process fails, and says why; torchrun must not end it before.
         ending.quiet = True
         time.sleep(_GRACE)
-        raise
+        os._exit(1)
     except FlyweightError as error:
         ending.quiet = rank > 0
         if rank:

@@ -330,7 +330,10 @@ def rank_of(pid: int) -> str:
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        (["train.batch_tokens=192"], "a batch of 3 rows does not divide among 2 processes"),
+        (
+            ["train.batch_tokens=96", "train.micro_batch_tokens=32"],
+            "a batch of 3 rows does not divide among 2 processes",
+        ),
         (["distributed.tensor=3"], "2 processes do not divide into groups of 3"),
         (["model.attention.heads=1", "distributed.tensor=2"], "does not divide"),
         (["distributed.shard=all"], "distributed.shard"),
