@@ -59,7 +59,7 @@ CASES = {
     "tokens adamw f32": (TOKENS, "f32"),
     "tokens adamw bf16": (TOKENS, "bf16"),
 }
-# All three of PyTorch's libraries at once: its own bf16 kernels ask oneDNN what there is.
+# All three of PyTorch's libraries at once.
 TORCH_AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }  # fmt: skip

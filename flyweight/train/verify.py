@@ -99,6 +99,7 @@ def verify_run(
     machines = machines_of(run.environment, begin + 1, verdict.last)
     _check_draws(run, spec, machines, processes)
     session, state = prepare(spec, dataset, view, processes)
+    processes.each(session.check_rows)
     check_beginning(run, found, state.chain)
     _expect_order(run, found, session)
     if begin in found.states:
