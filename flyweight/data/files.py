@@ -31,7 +31,7 @@ def find(path: str, base: Path, ignore: Sequence[str] = ()) -> tuple[list[Found]
 
     Inside folders and globs, sorted, these are left out: hidden files and folders, __pycache__,
     node_modules, what .gitignore files name (those above the folder too, up to the repository's
-    root) and the patterns in ``ignore``. Links to folders are not followed, so that a loop of
+    root, unless they name the folder itself) and the patterns in ``ignore``. Links to folders are not followed, so that a loop of
     links ends. A relative path is below ``base``. Raises FlyweightError where nothing is there.
     """
     here = base / Path(path).expanduser()
@@ -120,11 +120,14 @@ class _Ignored:
         """The user's ``patterns`` for ``folder``, and the .gitignore files of the folders above."""
         made = cls([])
         folder = folder.resolve()
-        for top in (folder, *folder.parents):
+        steps = [folder, *folder.parents]
+        for depth, top in enumerate(steps):
             if (top / ".git").exists():
-                steps = [folder, *folder.parents]
-                for step in reversed(steps[1 : steps.index(top) + 1]):
+                for step in reversed(steps[1 : depth + 1]):
                     made = made.within(step)
+                # Who names an ignored folder means it; data often lies in one.
+                if any(made.has(step, True) for step in steps[:depth]):
+                    made = cls([])
                 break
         return cls([*made._chain, (folder, _spec(patterns))]) if patterns else made
 

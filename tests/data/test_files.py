@@ -67,6 +67,22 @@ def test_gitignore_files_are_honoured_as_git_does(tmp_path: Path, below: str) ->
     )
 
 
+def test_an_ignored_folder_that_is_named_itself_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text("/data/\n*.log\n")
+    place = tmp_path / "data" / "texts"
+    place.mkdir(parents=True)
+    (place / ".gitignore").write_text("draft.txt\n")
+    for name in ("kept.txt", "draft.txt", "kept.log"):
+        (place / name).write_text(name)
+    (tmp_path / "a.log").write_text("a log")
+    for named, base in (("data/texts", tmp_path), (str(place), Path()), ("texts/*", place.parent)):
+        assert {file.name.split("/")[-1] for file in find(named, base)[0]} == {
+            "kept.txt", "kept.log"
+        }  # fmt: skip
+    assert find(str(tmp_path), Path())[0] == []
+
+
 def test_patterns_of_ones_own_and_globs(tmp_path: Path) -> None:
     root = repository(tmp_path / "tree")
     names = {file.name for file in find(str(root), Path(), ["*.dat", "docs/"])[0]}
