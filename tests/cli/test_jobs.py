@@ -193,9 +193,6 @@ def test_a_run_of_two_is_verified_by_two_or_within_a_tolerance_by_one(jobs: Jobs
     found = jobs(1, "verify", "proved", "--json").ok().json()
     assert found["inexact_because"] == "the run's number of processes was 2, here it is 1"
     assert found["steps_compared"] == 4 and found["tensors_compared"] == [2, 4]
-    done = jobs(5, "verify", "proved")
-    assert done.code == 1 and "a batch of 12 rows does not divide among 5 processes" in done.err
-    assert done.err.count("error: ") == 1 and done.out == ""
     ledger = jobs.folder / "proved/ledger.jsonl"
     ledger.write_text(
         ledger.read_text().replace('"step": 3, "tokens": 1', '"step": 3, "tokens": 2')
