@@ -31,8 +31,9 @@ def find(path: str, base: Path, ignore: Sequence[str] = ()) -> tuple[list[Found]
 
     Inside folders and globs, sorted, these are left out: hidden files and folders, __pycache__,
     node_modules, what .gitignore files name (those above the folder too, up to the repository's
-    root, unless they name the folder itself) and the patterns in ``ignore``. Links to folders are not followed, so that a loop of
-    links ends. A relative path is below ``base``. Raises FlyweightError where nothing is there.
+    root, unless they name the folder itself) and the patterns in ``ignore``. Links to folders are
+    not followed, so that a loop of links ends. A relative path is below ``base``. Raises
+    FlyweightError where nothing is there.
     """
     here = base / Path(path).expanduser()
     if here.is_dir():

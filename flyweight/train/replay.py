@@ -28,9 +28,9 @@ Tolerance = dict[str, float]
 Sample = Callable[[TrainState, RunFolder], dict[str, Any]]
 
 # On another kind of processor, or another number of threads: how far losses and gradient norms
-# may be off, and each tensor of a checkpoint as |ours - theirs| / |theirs| (Euclidean norms). Losses
-# 20 times (bf16: 50), norms 8 (50), tensors 4 times what benchmarks/verify_tolerance.py measured over
-# 40 steps from a common state where training is stable; docs/lab-notes.md has its table.
+# may be off, and each tensor of a checkpoint as |ours - theirs| / |theirs| (Euclidean norms).
+# Losses 20 times (bf16: 50), norms 8 (50), tensors 4 times what benchmarks/verify_tolerance.py
+# measured over 40 steps from a common state where training is stable (docs/lab-notes.md).
 TOLERANCES: dict[str, Tolerance] = {
     "f32": {"loss": 1e-3, "gradient_norm": 1e-2, "tensors": 0.2},
     "bf16": {"loss": 2e-2, "gradient_norm": 2e-1, "tensors": 0.5},
