@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from flyweight.cli.main import main
 # No test is timed: how long an example takes says more of the machine than of the code.
 settings.register_profile("flyweight", deadline=None)
 settings.load_profile("flyweight")
+# A job in the background ignores Ctrl-C, and so would the commands that its tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass

@@ -7,6 +7,7 @@ requeueing); the units, their results and the dataset are those of a build on on
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from flyweight.data.crew import Done, open_with
 from flyweight.data.work import Work
 from flyweight.spec.data import Executor
 from flyweight.spec.errors import ConfigurationError, FlyweightError
+
+# After so many looks a file that another machine wrote is here too.
+_LATE = 10
 
 
 class Units:
@@ -55,17 +59,31 @@ def work_on_cluster(
             f"datatrove's {executor.kind} executor failed at {stage} ({error}); its logs are in"
             f" {logs}; run the command again to go on"
         ) from None
+    over = 0
     for unit in units:
         while not work.done(stage, unit):
             _raise_errors(work, stage, units)
-            if executor.kind != "slurm":
+            # Slurm's executor has only handed the job in.
+            over += executor.kind != "slurm" or _has_left_slurm(made.job_id)
+            if over > (_LATE if executor.kind == "slurm" else 0):
                 raise FlyweightError(
                     f"datatrove's {executor.kind} executor ended without {stage} {unit}; its logs"
                     f" are in {logs}; run the command again to go on"
                 )
-            # Slurm's executor has only handed the job in.
             time.sleep(executor.poll)
         done(unit)
+
+
+def _has_left_slurm(job: str) -> bool:
+    """Whether Slurm's queue has the job no more; False where it cannot be asked."""
+    try:
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    unknown = asked.returncode != 0 and "Invalid job id" in asked.stderr
+    return unknown or (asked.returncode == 0 and not asked.stdout.strip())
 
 
 def _error_file(folder: Path, stage: str, unit: int) -> Path:

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("datatrove")
 
 # Hands a job array to bash, one task after the other, as Slurm would to its nodes.
-SBATCH = """#!/bin/bash
+SBATCH = """
 for script; do :; done
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 cp "$script" "$SLURM_SCRIPTS/$(basename $script)"
@@ -86,21 +86,45 @@ def test_ray_builds_the_same(tmp_path: Path) -> None:
     assert "b.jsonl, line 2: a list, not an object" in broken.stderr
 
 
+OPTIONS = '{ time = "00:10:00", partition = "cpu", with_srun = false, qos = "low" }'
+SLURM = f'data.executor={{ kind = "slurm", poll = 0.1, options = {OPTIONS} }}'
+
+
+def commands(folder: Path, **texts: str) -> str:
+    """A PATH that has these commands first."""
+    place = folder / "bin"
+    place.mkdir()
+    for name, text in texts.items():
+        (place / name).write_text(f"#!/bin/bash\n{text}")
+        (place / name).chmod(stat.S_IRWXU)
+    return f"{place}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    "squeue",
+    ["exit 0", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"],
+    ids=["over", "forgotten"],
+)
+def test_a_job_that_slurm_lost_ends_the_build(tmp_path: Path, squeue: str) -> None:
+    corpus(tmp_path)
+    place = commands(tmp_path, sbatch="echo Submitted batch job 7\n", squeue=squeue)
+    lost = run(tmp_path, "there", SLURM, PATH=place)
+    assert lost.returncode == 1
+    assert "slurm executor ended without read 0" in lost.stderr
+    assert "run the command again to go on" in lost.stderr
+    assert run(tmp_path, "there").returncode == 0
+    assert run(tmp_path, "here").returncode == 0
+    same(tmp_path / "here" / "d", tmp_path / "there" / "d")
+
+
 @pytest.mark.slow
 def test_slurms_job_does_the_units(tmp_path: Path) -> None:
     corpus(tmp_path)
     assert run(tmp_path, "here").returncode == 0
-    commands = tmp_path / "bin"
     scripts = tmp_path / "scripts"
-    commands.mkdir()
     scripts.mkdir()
-    for name, text in (("sbatch", SBATCH), ("scontrol", "#!/bin/bash\necho here\n")):
-        (commands / name).write_text(text)
-        (commands / name).chmod(stat.S_IRWXU)
-    place = f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    options = '{ time = "00:10:00", partition = "cpu", with_srun = false, qos = "low" }'
-    setting = f'data.executor={{ kind = "slurm", poll = 0.1, options = {options} }}'
-    done = run(tmp_path, "there", setting, PATH=place, SLURM_SCRIPTS=str(scripts))
+    place = commands(tmp_path, sbatch=SBATCH, scontrol="echo here\n")
+    done = run(tmp_path, "there", SLURM, PATH=place, SLURM_SCRIPTS=str(scripts))
     assert done.returncode == 0, done.stderr
     same(tmp_path / "here" / "d", tmp_path / "there" / "d")
     jobs = [file.read_text() for file in scripts.iterdir() if not file.name.startswith("log")]
