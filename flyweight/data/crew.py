@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -57,6 +58,7 @@ class Crew:
             )
             for _ in range(count)
         ]
+        self._tending: list[threading.Thread] = []
 
     def work(self, stage: str, units: Sequence[int], done: Done) -> None:
         """Do the units; raises FlyweightError with what a worker raised."""
@@ -79,10 +81,13 @@ class Crew:
                     finished.put(unit)
             finished.put(None)
 
-        tending = [threading.Thread(target=tend, args=(p,), daemon=True) for p in self._processes]
-        for thread in tending:
+        self._tending = [
+            threading.Thread(target=tend, args=(process,), daemon=True)
+            for process in self._processes
+        ]
+        for thread in self._tending:
             thread.start()
-        left = len(tending)
+        left = len(self._tending)
         while left:
             unit = finished.get()
             if unit is None:
@@ -98,9 +103,15 @@ class Crew:
             process.kill()
         for process in self._processes:
             process.wait()
+        for thread in self._tending:
+            if thread.ident is not None:
+                thread.join()
+        for process in self._processes:
             for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
+                # An order that the process did not take any more.
+                with contextlib.suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
 
 
 def _order(process: subprocess.Popen[bytes], stage: str, unit: int) -> FlyweightError | None:
