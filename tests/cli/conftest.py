@@ -184,3 +184,10 @@ def run_copy(finished: Callable[[str], Path], tmp_path: Path) -> Path:
     """A copy of a finished run, to be damaged."""
     shutil.copytree(finished("patches"), tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture(name="run")
+def finished_bytes(finished: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A finished run of a byte model, to be changed at will."""
+    shutil.copytree(finished("bytes"), tmp_path / "run")
+    return tmp_path / "run"

@@ -21,12 +21,6 @@ from flyweight.train.ledger import link
 Tamper = Callable[[Path], None]
 
 
-@pytest.fixture
-def run(finished: Callable[[str], Path], tmp_path: Path) -> Path:
-    shutil.copytree(finished("bytes"), tmp_path / "run")
-    return tmp_path / "run"
-
-
 def lines_of(run: Path, name: str = "ledger.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 

@@ -12,15 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-
-@pytest.fixture
-def run(finished: Callable[[str], Path], tmp_path: Path) -> Path:
-    shutil.copytree(finished("bytes"), tmp_path / "run")
-    return tmp_path / "run"
-
-
-def lines_of(run: Path, name: str = "ledger.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+from flyweight.files.run import RunFolder
 
 
 def test_an_honest_run_holds_to_the_bit(run: Path, command: Any) -> None:
@@ -113,7 +105,7 @@ def test_there_is_nothing_to_verify(run: Path, command: Any) -> None:
 def test_batches_that_spikes_replaced_are_replaced_again(program: Any, command: Any) -> None:
     settings = ["train.spikes={threshold=0.3, window=8, tries=2}", "train.steps=20"]
     command("train", "bytes.toml", *settings, "--out", "run").ok()
-    ledger = lines_of(program.folder / "run")
+    ledger = RunFolder(program.folder / "run").read_ledger()
     assert any(event["action"] == "replaced" for line in ledger for event in line.get("spikes", []))
     done = command("verify", "run", "--json").ok().json()
     assert done["exact"] and done["steps_compared"] == 20
