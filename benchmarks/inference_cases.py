@@ -87,7 +87,7 @@ def spec_of(model: str) -> ModelSpec:
     spec = catalog.get(model.removesuffix("-distinct")).spec
     if not model.endswith("-distinct"):
         return spec
-    values = spec.model_dump(mode="json", exclude_defaults=True)
+    values = spec.values()
     values["depth"] = spec.depth * spec.share.repeat
     del values["share"]
     return ModelSpec.parse(values)

@@ -16,10 +16,12 @@ flyweight_kernels(kernels_portable.cpp)
 flyweight_kernels(kernels_peak.cpp)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
     set(avx2 -mavx2 -mfma -mf16c)
-    set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16
+    set(avx512vnni ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
         -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized)
+    set(avx512 ${avx512vnni} -mavx512bf16)
     flyweight_kernels(kernels_avx2.cpp ${avx2})
     flyweight_kernels(kernels_avx2vnni.cpp ${avx2} -mavxvnni)
+    flyweight_kernels(kernels_avx512vnni.cpp ${avx512vnni})
     flyweight_kernels(kernels_avx512.cpp ${avx512})
     flyweight_kernels(kernels_amx.cpp ${avx512} -mamx-tile -mamx-int8 -mamx-bf16)
     set_property(SOURCE ${kernels_dir}/kernels.cpp ${kernels_dir}/kernels_peak.cpp APPEND PROPERTY

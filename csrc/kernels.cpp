@@ -16,7 +16,7 @@
 namespace flyweight {
 namespace {
 
-constexpr int kMost = 6;
+constexpr int kMost = 7;  // tables, and the null after their names
 
 struct Available {
   const Kernels* tables[kMost] = {};
@@ -67,14 +67,15 @@ void add_x86(Available& found) {
   const bool avx2 = has(saved, bit(1) | bit(2)) && has(one.c, bit(12) | bit(28) | bit(29)) &&
                     has(seven.b, bit(5));  // FMA, AVX, F16C; AVX2
   if (!avx2) return;
-  // Opmask and upper halves saved; F, DQ, BW, VL; VNNI; BF16.
-  const bool avx512 = has(saved, bit(5) | bit(6) | bit(7)) &&
-                      has(seven.b, bit(16) | bit(17) | bit(30) | bit(31)) &&
-                      has(seven.c, bit(11)) && has(more.a, bit(5));
+  // Opmask and upper halves saved; F, DQ, BW, VL; VNNI.
+  const bool vnni = has(saved, bit(5) | bit(6) | bit(7)) &&
+                    has(seven.b, bit(16) | bit(17) | bit(30) | bit(31)) && has(seven.c, bit(11));
+  const bool avx512 = vnni && has(more.a, bit(5));  // BF16
   // Tile configuration and data saved; BF16, TILE, INT8.
   const bool amx = avx512 && has(saved, bit(17) | bit(18)) && has(seven.d, bit(22) | bit(24) | bit(25));
   if (amx && kernels_amx() && lend_tiles()) found.add(kernels_amx());
   if (avx512) found.add(kernels_avx512());
+  if (vnni) found.add(kernels_avx512vnni());
   if (has(more.a, bit(4))) found.add(kernels_avx2vnni());
   found.add(kernels_avx2());
 }

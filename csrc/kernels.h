@@ -51,7 +51,7 @@ struct AttentionGradient {
 };
 
 struct Kernels {
-  const char* isa;  // "avx512", "avx2vnni", "avx2", "portable"
+  const char* isa;  // "amx", "avx512", "avx512vnni", "avx2vnni", "avx2", "portable"
 
   // --- Weights: a matrix (rows, cols) is packed in panels of kPanel rows, the last one filled up
   // with zeros, each of panel_bytes. cols is a multiple of block_size.

@@ -1,4 +1,5 @@
-// 16 lanes in one 512-bit register: AVX-512 F, BW, DQ, VL, VNNI, BF16.
+// 16 lanes in one 512-bit register: AVX-512 F, BW, DQ, VL, VNNI; with BF16 where FLYWEIGHT_BF16
+// says so.
 #pragma once
 
 #include <immintrin.h>
@@ -14,13 +15,19 @@ struct Lanes {
   using I = __m512i;
   using B = __m512i;
 
-#ifdef FLYWEIGHT_AMX
+#if defined(FLYWEIGHT_AMX)
   static constexpr const char* kName = "amx";
-#else
+#elif defined(FLYWEIGHT_BF16)
   static constexpr const char* kName = "avx512";
+#else
+  static constexpr const char* kName = "avx512vnni";
+#endif
+#ifdef FLYWEIGHT_BF16
+  static constexpr bool kPairsBf16 = true;
+#else
+  static constexpr bool kPairsBf16 = false;
 #endif
   static constexpr bool kSignedWide = false;
-  static constexpr bool kPairsBf16 = true;
   static constexpr int kTokens = 6, kPanels = 2;
   static constexpr int kFloatTokens = 12, kFloatPanels = 2;
   static constexpr int kValueVectors = 4;
@@ -106,10 +113,14 @@ struct Lanes {
     return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(x));
   }
   static I dot_wide(I sum, B codes, int32_t x) { return dot(sum, codes, x); }
+#ifdef FLYWEIGHT_BF16
   static F pair_dot(F sum, B weights, int32_t x) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(weights),
                             reinterpret_cast<__m512bh>(_mm512_set1_epi32(x)));
   }
+#else
+  static F pair_dot(F sum, B weights, int32_t x);  // only where kPairsBf16
+#endif
 
   static float sum(F v) {
     const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));

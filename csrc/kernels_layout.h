@@ -78,6 +78,7 @@ void dequantise(Format, int64_t cols, const void* row, float* out);
 const Kernels* kernels_portable();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx2vnni();
+const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avx512();
 const Kernels* kernels_amx();
 

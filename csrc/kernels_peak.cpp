@@ -79,7 +79,7 @@ double peak_operations([[maybe_unused]] const char* isa) {
 #ifdef FLYWEIGHT_X86
   int64_t (*run)(int64_t) = nullptr;
   double operations = 0;  // of a round
-  if (!std::strcmp(isa, "avx512")) run = dot512, operations = 2.0 * 64 * kChains;
+  if (!std::strncmp(isa, "avx512", 6)) run = dot512, operations = 2.0 * 64 * kChains;
   if (!std::strcmp(isa, "avx2vnni")) run = dot256, operations = 2.0 * 32 * kChains;
   if (!std::strcmp(isa, "amx")) run = tiles, operations = 4 * 2.0 * 16 * 16 * 64;
   if (!run || !kernels(isa)) return 0;

@@ -96,7 +96,7 @@ def _configuration(config: Path, overrides: list[str]) -> tuple[str, Data, Text]
     from flyweight.spec.table import nearest
 
     values = toml.override(toml.read(config), overrides)
-    known = sorted(run.RunSpec.model_fields)
+    known = sorted(run.RunSpec.keys())
     for key in values:
         if key not in known:
             raise ConfigurationError(f"unknown key `{key}`{nearest(key, known)}")

@@ -387,13 +387,13 @@ def _open(path: str, data: run.Data, tokenizer: run.Tokenizer, base: Path) -> Da
             " text that it was built from"
         )
     dataset = Dataset.open(base / Path(path).expanduser())
-    if "kind" in tokenizer.model_fields_set and not _agrees(tokenizer, dataset):
+    if "kind" in tokenizer.given and not _agrees(tokenizer, dataset):
         raise ConfigurationError(
             f"text.tokenizer asks for {_wanted(tokenizer)}, but the dataset {path} was built with"
             f" {dataset.record['tokenizer_kind']} of {dataset.vocab_size} tokens; leave"
             " text.tokenizer out, or build the dataset again"
         )
-    if "held_out" in data.model_fields_set and data.held_out != dataset.record.get("held_out"):
+    if "held_out" in data.given and data.held_out != dataset.record.get("held_out"):
         warnings.warn(
             f"data.held_out is not used: the dataset {path} was split when it was built",
             stacklevel=3,

@@ -120,7 +120,7 @@ def inline(table: spec.Mix) -> spec.Mix:
     """The mix with the weights of its file in the file's place."""
     decay = table.decay and inline(table.decay)
     if table.file is None:
-        return table.model_copy(update={"decay": decay})
+        return table.replace(decay=decay)
     file = Path(table.file).expanduser()
     try:
         text = file.read_text(encoding="utf-8")
@@ -133,4 +133,4 @@ def inline(table: spec.Mix) -> spec.Mix:
             f"{file} is no mix ({error!r}): a table `weights` of sources and shares is wanted"
         ) from None
     made = spec.Mix.parse({"weights": weights}, f"{file}")
-    return made.model_copy(update={"decay": decay})
+    return made.replace(decay=decay)

@@ -8,14 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
-
-from flyweight.spec.table import Table
-
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from flyweight.spec.reading import Count, NotNegative, Positive, Share, Within
+from flyweight.spec.table import Table, field
 
 
 class Markup(Table):
@@ -51,7 +45,7 @@ class Urls(Table):
 
     action: Literal["keep", "mask", "remove", "drop_line", "drop"] = "mask"
     max_share: Share | None = None
-    hosts: list[str] = Field(default_factory=list)
+    hosts: list[str] = field(default_factory=list)
 
 
 class Lines(Table):
@@ -63,7 +57,7 @@ class Lines(Table):
 
     terminal_punctuation: bool = False
     min_words: Count = 0
-    containing: list[str] = Field(default_factory=list)
+    containing: list[str] = field(default_factory=list)
 
 
 class Repeated(Table):
@@ -97,10 +91,10 @@ class Repetition(Table):
     duplicate_paragraphs: Share = 0.3
     duplicate_line_characters: Share = 0.2
     duplicate_paragraph_characters: Share = 0.2
-    top_ngrams: dict[Annotated[int, Field(ge=1, le=20)], Share] = Field(
+    top_ngrams: dict[Annotated[int, Within(ge=1, le=20)], Share] = field(
         default_factory=lambda: {2: 0.20, 3: 0.18, 4: 0.16}
     )
-    duplicate_ngrams: dict[Annotated[int, Field(ge=1, le=20)], Share] = Field(
+    duplicate_ngrams: dict[Annotated[int, Within(ge=1, le=20)], Share] = field(
         default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
     )
 
@@ -126,18 +120,16 @@ class BadWords(Table):
     "drop_line" each line that has one, or with "mask" each becomes ``<...>``.
     """
 
-    words: list[str] = Field(default_factory=list)
-    files: list[str] = Field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     action: Literal["drop", "drop_line", "mask"] = "drop"
     max_count: Count = 0
 
-    @model_validator(mode="after")
-    def _check(self) -> BadWords:
+    def _check(self) -> None:
         if not self.words and not self.files:
             raise ValueError("words or files is needed: there is no list of our own")
         if self.max_count and self.action != "drop":
             raise ValueError('max_count goes with action = "drop"')
-        return self
 
 
 class Keywords(Table):
@@ -145,8 +137,8 @@ class Keywords(Table):
     words of the list, or more than ``max_top_word`` of them one and the same word of at least
     four letters."""
 
-    words: list[str] = Field(default_factory=list)
-    files: list[str] = Field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     max_density: Share = 0.05
     max_top_word: Share = 0.2
 
@@ -155,7 +147,7 @@ class Scripts(Table):
     """Documents with less than ``min_share`` of their letters in the scripts ``keep`` are dropped.
     Names as Unicode has them: "Latin", "Han", "Devanagari"."""
 
-    keep: Annotated[list[str], Field(min_length=1)]
+    keep: Annotated[list[str], Within(entries=1)]
     min_share: Share = 0.5
 
 
@@ -163,7 +155,7 @@ class Languages(Table):
     """Documents with less than ``min_share`` of their text in the languages ``keep`` are dropped.
     ISO 639 codes: "en", "zh", "sw"."""
 
-    keep: Annotated[list[str], Field(min_length=1)]
+    keep: Annotated[list[str], Within(entries=1)]
     min_share: Share = 0.65
 
 
@@ -178,13 +170,11 @@ class Perplexity(Table):
     max: NotNegative | None = None
     characters: Positive = 2000
 
-    @model_validator(mode="after")
-    def _check(self) -> Perplexity:
+    def _check(self) -> None:
         if self.min is None and self.max is None:
             raise ValueError("one of min and max (bits per byte) is needed")
         if self.min is not None and self.max is not None and self.min >= self.max:
             raise ValueError("min must be less than max")
-        return self
 
 
 class Clean(Table):
@@ -215,7 +205,7 @@ class NearDuplicates(Table):
     at least ``similarity``. MinHash finds the candidates (``bands`` of ``rows`` hashes), the exact
     sets decide."""
 
-    similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
+    similarity: Annotated[float, Within(gt=0, le=1)] = 0.8
     ngram: Positive = 5
     bands: Positive = 20
     rows: Positive = 5
@@ -228,14 +218,12 @@ class Decontaminate(Table):
     An item's text of fewer words counts as a whole, from ``min_words`` words on.
     """
 
-    files: Annotated[list[str], Field(min_length=1)]
+    files: Annotated[list[str], Within(entries=1)]
     ngram: Positive = 13
     min_words: Positive = 8
     action: Literal["drop", "cut"] = "drop"
     margin: Count = 200
 
-    @model_validator(mode="after")
-    def _check(self) -> Decontaminate:
+    def _check(self) -> None:
         if self.min_words > self.ngram:
             raise ValueError(f"min_words = {self.min_words} is more than ngram = {self.ngram}")
-        return self

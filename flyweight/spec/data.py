@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, model_validator
+from typing import Any, Literal
 
 from flyweight.spec.cleaning import Clean, Decontaminate, NearDuplicates
-from flyweight.spec.table import Table
-
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from flyweight.spec.reading import NotNegative, Positive, PositiveFloat, Share
+from flyweight.spec.table import Table, field
 
 
 class Source(Table):
@@ -25,7 +19,7 @@ class Source(Table):
     ``ignore``: patterns as in .gitignore, besides those of the folders' own .gitignore files.
     """
 
-    paths: list[str] = Field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     huggingface: str | None = None
     subset: str | None = None
     split: str = "train"
@@ -33,15 +27,13 @@ class Source(Table):
     format: Literal["auto", "text", "jsonl", "parquet", "csv", "html"] = "auto"
     text: str = "text"
     id: str = "id"
-    ignore: list[str] = Field(default_factory=list)
+    ignore: list[str] = field(default_factory=list)
 
-    @model_validator(mode="after")
-    def _check(self) -> Source:
+    def _check(self) -> None:
         if bool(self.paths) == (self.huggingface is not None):
             raise ValueError("a source has either `paths` or `huggingface`")
         if "-" in self.paths and len(self.paths) > 1:
             raise ValueError('"-" (standard input) is a source of its own')
-        return self
 
 
 class Mix(Table):
@@ -61,8 +53,7 @@ class Mix(Table):
     file: str | None = None
     decay: Mix | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Mix:
+    def _check(self) -> None:
         kinds = ("weights", "temperature", "epochs", "file")
         given = [kind for kind in kinds if getattr(self, kind) is not None]
         if len(given) != 1:
@@ -71,7 +62,6 @@ class Mix(Table):
             )
         if self.decay is not None and self.decay.decay is not None:
             raise ValueError("the mix of the decay has no decay of its own")
-        return self
 
 
 class Executor(Table):
@@ -82,7 +72,7 @@ class Executor(Table):
     """
 
     kind: Literal["local", "datatrove", "slurm", "ray"] = "local"
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     poll: PositiveFloat = 10.0
 
 
@@ -99,8 +89,8 @@ class Data(Table):
     ``decontaminate`` and ``near_duplicates`` are off unless written.
     """
 
-    train: list[str] = Field(default_factory=list)
-    sources: dict[str, Source] = Field(default_factory=dict)
+    train: list[str] = field(default_factory=list)
+    sources: dict[str, Source] = field(default_factory=dict)
     held_out: Share | list[str] = 0.1
     on_error: Literal["stop", "skip"] = "stop"
     longest_document: Positive = 64 << 20
@@ -111,8 +101,6 @@ class Data(Table):
     decontaminate: Decontaminate | None = None
     near_duplicates: NearDuplicates | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Data:
+    def _check(self) -> None:
         if twice := sorted(set(self.train) & set(self.sources)):
             raise ValueError(f"`{twice[0]}` is in `train` and a name in `sources`")
-        return self

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
-
 from flyweight.spec.position import (
     DynamicScaling,
     LongRope,
     Position,
-    Positive,
-    PositiveFloat,
     longrope_gain,
 )
+from flyweight.spec.reading import Count, Positive, PositiveFloat, Within
 from flyweight.spec.table import Table
 
 
@@ -27,11 +24,9 @@ class Norm(Table):
     gain: bool = True
     bias: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Norm:
+    def _check(self) -> None:
         if self.bias and not (self.kind == "layer" and self.gain):
             raise ValueError("bias needs kind = 'layer' with gain = true")
-        return self
 
 
 class Attention(Table):
@@ -52,13 +47,11 @@ class Attention(Table):
     qk_norm: bool = False
     qk_gain: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Attention:
+    def _check(self) -> None:
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}")
         if self.qk_gain and not self.qk_norm:
             raise ValueError("qk_gain belongs to qk_norm = true")
-        return self
 
 
 class FeedForward(Table):
@@ -88,7 +81,7 @@ class Encoder(Table):
     """
 
     depth: Positive
-    start: Annotated[int, Field(ge=0)] = 0
+    start: Count = 0
 
 
 class Share(Table):
@@ -103,19 +96,17 @@ class Share(Table):
 
     feedforward: Literal["none", "all", "interior"] = "none"
     ends: Positive = 1
-    lora_rank: Annotated[int, Field(ge=0)] = 0
+    lora_rank: Count = 0
     block: Literal["none", "adjacent"] = "none"
     repeat: Positive = 1
 
-    @model_validator(mode="after")
-    def _check(self) -> Share:
+    def _check(self) -> None:
         if self.lora_rank and self.feedforward != "interior":
             raise ValueError("lora_rank belongs to feedforward = 'interior'")
         if self.ends != 1 and self.feedforward != "interior":
             raise ValueError("ends belongs to feedforward = 'interior'")
         if (self.repeat > 1) != (self.block == "adjacent"):
             raise ValueError("block = 'adjacent' goes with repeat of 2 or more, and only then")
-        return self
 
 
 class Scale(Table):
@@ -138,16 +129,14 @@ class NGrams(Table):
     sees twice.
     """
 
-    orders: tuple[Annotated[int, Field(ge=2, le=32)], ...] = (2, 3, 4, 5, 6)
+    orders: tuple[Annotated[int, Within(ge=2, le=32)], ...] = (2, 3, 4, 5, 6)
     rows: Positive = 32_768
     dim: Positive = 64
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Within(ge=0, lt=1)] = 0.0
 
-    @model_validator(mode="after")
-    def _check(self) -> NGrams:
+    def _check(self) -> None:
         if not self.orders or len(set(self.orders)) != len(self.orders):
             raise ValueError(f"orders must be distinct and not empty (got {list(self.orders)})")
-        return self
 
 
 class Matches(Table):
@@ -157,13 +146,11 @@ class Matches(Table):
     tokens within the same document and context is embedded and added to the token's embedding.
     """
 
-    lengths: tuple[Annotated[int, Field(ge=1, le=64)], ...] = (4, 6, 12)
+    lengths: tuple[Annotated[int, Within(ge=1, le=64)], ...] = (4, 6, 12)
 
-    @model_validator(mode="after")
-    def _check(self) -> Matches:
+    def _check(self) -> None:
         if not self.lengths or len(set(self.lengths)) != len(self.lengths):
             raise ValueError(f"lengths must be distinct and not empty (got {list(self.lengths)})")
-        return self
 
 
 class TokenInput(Table):
@@ -182,10 +169,10 @@ class PatchInput(Table):
 
     kind: Literal["patches"] = "patches"
     patch: Literal["fixed", "word"] = "word"
-    size: Annotated[int, Field(ge=2, le=64)] = 16
+    size: Annotated[int, Within(ge=2, le=64)] = 16
     width: Positive = 192
-    front_depth: Annotated[int, Field(ge=0)] = 0
-    decoder_depth: Annotated[int, Field(ge=0)] = 2
+    front_depth: Count = 0
+    decoder_depth: Count = 2
     hidden: Positive = 384
 
 
@@ -202,17 +189,16 @@ class SlotInput(Table):
     """
 
     kind: Literal["slots"] = "slots"
-    slots: Annotated[int, Field(ge=2, le=64)] = 12
+    slots: Annotated[int, Within(ge=2, le=64)] = 12
     width: Positive = 128
     hidden: Positive = 512
     heads: Positive = 8
-    front_depth: Annotated[int, Field(ge=0)] = 4
+    front_depth: Count = 4
     front_widths: tuple[Positive, ...] = ()
-    decoder_depth: Annotated[int, Field(ge=0)] = 7
-    reconstruction: Annotated[float, Field(ge=0)] = 1.0
+    decoder_depth: Count = 7
+    reconstruction: Annotated[float, Within(ge=0)] = 1.0
 
-    @model_validator(mode="after")
-    def _check(self) -> SlotInput:
+    def _check(self) -> None:
         odd = [w for w in (self.width, *self.front_widths[:-1]) if w % self.heads]
         if odd:
             raise ValueError(f"a width of {odd[0]} is no multiple of heads = {self.heads}")
@@ -221,10 +207,9 @@ class SlotInput(Table):
                 f"front_depth = {self.front_depth}, but front_widths has"
                 f" {len(self.front_widths)} entries"
             )
-        return self
 
 
-Input = Annotated[TokenInput | PatchInput | SlotInput, Field(discriminator="kind")]
+Input = TokenInput | PatchInput | SlotInput
 
 
 class Init(Table):
@@ -246,11 +231,9 @@ class Init(Table):
     base_width: Positive | None = None
     truncate: PositiveFloat | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Init:
+    def _check(self) -> None:
         if (self.kind == "mup") != (self.base_width is not None):
             raise ValueError("base_width goes with kind = 'mup', and only with it")
-        return self
 
 
 class Mup(Table):
@@ -305,11 +288,10 @@ class ModelSpec(Table):
     logit_bias: bool = False
     # Modules that predict the tokens after the next, in a cascade (VITA-Audio's MCTP,
     # arXiv:2505.03739). They are trained along; the model runs without them.
-    ahead: Annotated[int, Field(ge=0, le=8)] = 0
+    ahead: Annotated[int, Within(ge=0, le=8)] = 0
     init: Init = Init()
 
-    @model_validator(mode="after")
-    def _check(self) -> ModelSpec:
+    def _check(self) -> None:
         if self.attention.head_dim is None and self.width % self.attention.heads:
             raise ValueError(
                 f"width = {self.width} is no multiple of attention.heads = {self.attention.heads};"
@@ -354,7 +336,6 @@ class ModelSpec(Table):
                     f"input.front_widths ends with {self.input.front_widths[-1]}, which must be"
                     f" width = {self.width}"
                 )
-        return self
 
     def _check_encoder(self) -> None:
         if self.encoder is None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from math import log, sqrt
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
-
+from flyweight.spec.reading import Positive, PositiveFloat, Within
 from flyweight.spec.table import Table
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Factor = Annotated[float, Field(ge=1)]
+Factor = Annotated[float, Within(ge=1)]
 
 
 class LinearScaling(Table):
@@ -25,11 +22,9 @@ class LinearScaling(Table):
     factor: Factor | None = None
     original: Positive | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> LinearScaling:
+    def _check(self) -> None:
         if (self.factor is None) == (self.original is None):
             raise ValueError("kind = 'linear' takes one of factor and original")
-        return self
 
 
 class DynamicScaling(Table):
@@ -56,11 +51,9 @@ class Llama3Scaling(Table):
     high: PositiveFloat = 4.0
     original: Positive
 
-    @model_validator(mode="after")
-    def _check(self) -> Llama3Scaling:
+    def _check(self) -> None:
         if self.low >= self.high:
             raise ValueError(f"low = {self.low} must be less than high = {self.high}")
-        return self
 
 
 class LongRope(Table):
@@ -73,7 +66,7 @@ class LongRope(Table):
     """
 
     kind: Literal["longrope"] = "longrope"
-    original: Annotated[int, Field(gt=1)]
+    original: Annotated[int, Within(gt=1)]
     short: tuple[PositiveFloat, ...] | None = None
     long: tuple[PositiveFloat, ...] | None = None
     attention: PositiveFloat | None = None
@@ -84,9 +77,7 @@ def longrope_gain(factor: float, original: int) -> float:
     return sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
 
 
-Scaling = Annotated[
-    LinearScaling | DynamicScaling | Llama3Scaling | LongRope, Field(discriminator="kind")
-]
+Scaling = LinearScaling | DynamicScaling | Llama3Scaling | LongRope
 
 
 class Position(Table):
@@ -102,20 +93,19 @@ class Position(Table):
     kind: Literal["rope", "alibi", "learned", "relative", "none"] = "rope"
     theta: PositiveFloat = 10_000.0
     # The share of each head's dimensions that rotate (Phi-4-mini: 0.75).
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    fraction: Annotated[float, Within(gt=0, le=1)] = 1.0
     # "half" pairs dimension i with i + d/2 (Llama), "interleaved" pairs 2i with 2i + 1 (GPT-J).
     layout: Literal["half", "interleaved"] = "half"
-    buckets: Annotated[int, Field(ge=4)] = 32
+    buckets: Annotated[int, Within(ge=4)] = 32
     max_distance: Positive = 128
     # How positions beyond those of the first training are read.
     scaling: Scaling | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Position:
+    def _check(self) -> None:
         belongs = dict.fromkeys(("theta", "fraction", "layout"), "rope")
         belongs |= dict.fromkeys(("buckets", "max_distance"), "relative")
         for name, kind in belongs.items():
-            default = type(self).model_fields[name].default
+            default = getattr(type(self), name)
             if self.kind != kind and getattr(self, name) != default:
                 raise ValueError(
                     f"{name} does not apply to kind = '{self.kind}'; leave it out, or set it back"
@@ -131,7 +121,7 @@ class Position(Table):
                 )
         scaling = self.scaling
         if scaling is None:
-            return self
+            return
         fits = {"rope": ("linear", "dynamic", "llama3", "longrope"), "alibi": ("linear",)}
         if scaling.kind not in fits.get(self.kind, ()):
             raise ValueError(
@@ -141,7 +131,6 @@ class Position(Table):
             raise ValueError(
                 "scaling.original of kind 'linear' is ALiBi's; RoPE takes scaling.factor"
             )
-        return self
 
     @property
     def original(self) -> int | None:

@@ -4,28 +4,47 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
-
 from flyweight.spec.data import Data as Data
 from flyweight.spec.model import ModelSpec
-from flyweight.spec.table import Table
+from flyweight.spec.reading import (
+    Before,
+    Count,
+    NotNegative,
+    Positive,
+    PositiveFloat,
+    Share,
+    Within,
+)
+from flyweight.spec.table import Table, field
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+
+def _short_tokenizer(value: Any) -> Any:
+    """``tokenizer = "bytes"`` or ``tokenizer = "path/to/tokenizer.json"``."""
+    if value in ("bpe", "unigram"):
+        raise ValueError(
+            f'"{value}" needs the size of its vocabulary: {{ kind = "{value}", size = 4096 }}'
+        )
+    if isinstance(value, str):
+        return {"kind": "bytes"} if value == "bytes" else {"kind": "file", "path": value}
+    return value
+
+
+def _short_dropout(value: Any) -> Any:
+    """``dropout = 0.1``."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"rate": value} if number else value
 
 
 class Tokenizer(Table):
     """A tokenizer to train on the run's own text, or (``path``) one to load."""
 
     kind: Literal["bytes", "bpe", "unigram", "file"] = "bytes"
-    size: Annotated[int, Field(ge=257)] | None = None
+    size: Annotated[int, Within(ge=257)] | None = None
     # The longest token to learn, in bytes (models of byte slots need one).
     max_bytes: Positive | None = None
     path: str | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Tokenizer:
+    def _check(self) -> None:
         if (self.kind == "file") != (self.path is not None):
             raise ValueError("path goes with kind = 'file', and only with it")
         if (self.kind in ("bpe", "unigram")) != (self.size is not None):
@@ -34,23 +53,10 @@ class Tokenizer(Table):
             )
         if self.max_bytes is not None and self.kind != "bpe":
             raise ValueError("max_bytes goes with kind = 'bpe'")
-        return self
 
 
 class Text(Table):
-    tokenizer: Tokenizer = Tokenizer()
-
-    @field_validator("tokenizer", mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        """``tokenizer = "bytes"`` or ``tokenizer = "path/to/tokenizer.json"``."""
-        if value in ("bpe", "unigram"):
-            raise ValueError(
-                f'"{value}" needs the size of its vocabulary: {{ kind = "{value}", size = 4096 }}'
-            )
-        if isinstance(value, str):
-            return {"kind": "bytes"} if value == "bytes" else {"kind": "file", "path": value}
-        return value
+    tokenizer: Annotated[Tokenizer, Before(_short_tokenizer)] = Tokenizer()
 
 
 class Optimizer(Table):
@@ -64,11 +70,11 @@ class Optimizer(Table):
     """
 
     kind: Literal["adamw", "muon"] = "muon"
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    beta1: Annotated[float, Within(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Within(ge=0, lt=1)] = 0.95
     eps: PositiveFloat = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    weight_decay: NotNegative = 0.0
+    momentum: Annotated[float, Within(ge=0, lt=1)] = 0.95
     embedding_rate: PositiveFloat = 0.75
     vector_rate: PositiveFloat = 0.75
     table_rate: PositiveFloat = 23.0
@@ -88,18 +94,16 @@ class Schedule(Table):
 
     kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
     peak: PositiveFloat = 0.013
-    warmup: Annotated[int, Field(ge=0)] = 20
+    warmup: Count = 20
     decay: Share = 0.5
     shape: Literal["linear", "exponential", "1-sqrt"] = "linear"
     floor: Share = 0.0
 
-    @model_validator(mode="after")
-    def _check(self) -> Schedule:
+    def _check(self) -> None:
         if self.shape != "linear" and self.kind != "wsd":
             raise ValueError(f"shape = '{self.shape}' belongs to kind = 'wsd'")
         if self.shape == "exponential" and self.floor == 0:
             raise ValueError("shape = 'exponential' needs a floor above 0, where it ends")
-        return self
 
 
 class Ramp(Table):
@@ -118,11 +122,9 @@ class Ramp(Table):
     until: Share
     linear: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Ramp:
+    def _check(self) -> None:
         if self.context is None and self.batch_tokens is None:
             raise ValueError("set context or batch_tokens, or both")
-        return self
 
 
 class Checkpoint(Table):
@@ -135,12 +137,12 @@ class Checkpoint(Table):
     """
 
     every: Positive | None = None
-    at: list[Positive] = Field(default_factory=list)
+    at: list[Positive] = field(default_factory=list)
     count: Positive | None = None
-    powers: Annotated[int, Field(ge=2)] | None = None
-    keep: Annotated[int, Field(ge=0)] | None = None
+    powers: Annotated[int, Within(ge=2)] | None = None
+    keep: Count | None = None
     keep_every: Positive | None = None
-    keep_best: Annotated[int, Field(ge=0)] = 0
+    keep_best: Count = 0
 
     @property
     def scheduled(self) -> bool:
@@ -165,7 +167,7 @@ class Spikes(Table):
     """
 
     threshold: PositiveFloat = 8.0
-    window: Annotated[int, Field(ge=8)] = 64
+    window: Annotated[int, Within(ge=8)] = 64
     skip: Positive = 1
     tries: Positive = 3
 
@@ -180,14 +182,13 @@ class Dropout(Table):
     """
 
     kind: Literal["constant", "linear", "triangle"] = "constant"
-    rate: Annotated[float, Field(ge=0, lt=1)]
-    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rate: Annotated[float, Within(ge=0, lt=1)]
+    start: Annotated[float, Within(ge=0, lt=1)] = 0.0
     begin: Share = 0.0
     until: Share = 1.0
     cycles: Positive = 1
 
-    @model_validator(mode="after")
-    def _check(self) -> Dropout:
+    def _check(self) -> None:
         if self.kind == "constant" and self.start:
             raise ValueError("start belongs to kind = 'linear' or 'triangle'")
         if self.kind != "linear" and (self.begin, self.until) != (0.0, 1.0):
@@ -196,7 +197,6 @@ class Dropout(Table):
             raise ValueError(f"begin = {self.begin} must be before until = {self.until}")
         if self.kind != "triangle" and self.cycles != 1:
             raise ValueError("cycles belongs to kind = 'triangle'")
-        return self
 
 
 class Spans(Table):
@@ -209,9 +209,9 @@ class Spans(Table):
     """
 
     share: Share = 0.5
-    density: Annotated[float, Field(gt=0, le=0.5)] = 0.15
-    length: Annotated[float, Field(ge=1)] = 3.0
-    most: Annotated[int, Field(ge=1, le=1000)] = 32
+    density: Annotated[float, Within(gt=0, le=0.5)] = 0.15
+    length: Annotated[float, Within(ge=1)] = 3.0
+    most: Annotated[int, Within(ge=1, le=1000)] = 32
 
 
 class Objective(Table):
@@ -223,11 +223,11 @@ class Objective(Table):
     the modules of ``model.ahead`` weigh ``ahead`` together. The ledger's loss stays -ln p alone.
     """
 
-    z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    z_loss: NotNegative = 0.0
+    label_smoothing: Annotated[float, Within(ge=0, lt=1)] = 0.0
     spans: Spans | None = None
     prefix: Share = 0.0
-    ahead: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.3
+    ahead: NotNegative = 0.3
 
 
 class Train(Table):
@@ -243,32 +243,25 @@ class Train(Table):
     batch_tokens: Positive = 8192
     micro_batch_tokens: Positive | None = None
     steps: Positive | None = None
-    minutes: Annotated[float, Field(gt=0, le=1e7)] | None = None
+    minutes: Annotated[float, Within(gt=0, le=1e7)] | None = None
     tokens: Positive | None = None
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    ramp: list[Ramp] = Field(default_factory=list)
+    ramp: list[Ramp] = field(default_factory=list)
     clip: PositiveFloat | None = 1.0
     objective: Objective = Objective()
-    dropout: Dropout | None = None
+    dropout: Annotated[Dropout | None, Before(_short_dropout)] = None
     spikes: Spikes | None = None
-    embedding_gradient: Annotated[float, Field(gt=0, le=1)] = 1.0
+    embedding_gradient: Annotated[float, Within(gt=0, le=1)] = 1.0
     checkpoint: Checkpoint = Checkpoint()
     precision: Literal["auto", "f32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     threads: Positive | None = None
     sample_every: Positive | None = None
-    sinks: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    sinks: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
 
-    @field_validator("dropout", mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        """``dropout = 0.1``."""
-        return {"rate": value} if isinstance(value, int | float) else value
-
-    @model_validator(mode="after")
-    def _check(self) -> Train:
+    def _check(self) -> None:
         lengths = [n for n in ("steps", "minutes", "tokens") if getattr(self, n) is not None]
         if len(lengths) > 1:
             raise ValueError(f"{' and '.join(lengths)} are both set; keep one of them")
@@ -290,7 +283,6 @@ class Train(Table):
                     f"ramp batch_tokens {ramp.batch_tokens} is no multiple of"
                     f" context = {self.context}"
                 )
-        return self
 
 
 class Distributed(Table):
@@ -314,14 +306,14 @@ class Start(Table):
     """
 
     model: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[str, Within(pattern="[0-9a-f]{64}")] | None = None
 
 
 class RunSpec(Table):
     """A run's configuration, resolved: everything needed to do it again."""
 
     name: str = "run"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Within(ge=0, lt=2**63)] = 0
     model: ModelSpec
     text: Text = Text()
     data: Data = Data()
@@ -329,8 +321,7 @@ class RunSpec(Table):
     start: Start | None = None
     distributed: Distributed | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> RunSpec:
+    def _check(self) -> None:
         if self.train.embedding_gradient != 1.0 and self.model.input.kind == "slots":
             raise ValueError(
                 "train.embedding_gradient does not apply to model.input.kind = 'slots', which"
@@ -348,4 +339,3 @@ class RunSpec(Table):
                     f"train.objective.{name} does not apply to model.input.kind = '{kind}';"
                     " leave it out, or take a model of tokens"
                 )
-        return self

@@ -118,7 +118,7 @@ def _built(
     if data.mix is not None:
         for mix in filter(None, (data.mix, data.mix.decay)):
             weights_of(mix, dict(dataset.train.sources))  # what is wrong names the mix's file
-        data = data.model_copy(update={"mix": inline(data.mix)})
+        data = data.replace(mix=inline(data.mix))
     for notice in dataset.record.get("notices", []):
         view.notice(notice)
     if origin is not None:
@@ -128,7 +128,7 @@ def _built(
         view.notice(f"the text is short, so train.context = {fitted.context}")
     spec = run_spec(values, text, data, fitted, dataset.tokenizer)
     if origin is not None:
-        spec = spec.model_copy(update={"start": origin.recorded()})
+        spec = spec.replace(start=origin.recorded())
     return spec, dataset
 
 

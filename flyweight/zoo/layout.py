@@ -26,12 +26,11 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
-
-from pydantic import Field, field_validator
+from typing import Annotated, Any, Literal
 
 from flyweight.spec.errors import ConfigurationError
-from flyweight.spec.table import Table, nearest
+from flyweight.spec.reading import Before
+from flyweight.spec.table import Table, field, nearest
 
 # What a layout that is `like` another takes from it as it is; names are laid over names.
 _INHERITED = ("prefix", "blocks", "copies", "ignored", "options")
@@ -43,6 +42,16 @@ class Part(Table):
     name: str
     holds: str | None = None
     transposed: bool = False
+
+
+def _written_short(names: Any) -> Any:
+    """``"ours" = "theirs"`` for one part that holds all; one table for a list of one."""
+    return {key: _parts(value) for key, value in names.items()}
+
+
+def _parts(value: Any) -> Any:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [{"name": each} if isinstance(each, str) else each for each in values]
 
 
 class Layout(Table):
@@ -57,21 +66,10 @@ class Layout(Table):
     families: tuple[str, ...] = ()
     prefix: str = ""
     blocks: Literal["once", "each use"] = "each use"
-    names: dict[str, tuple[Part, ...]]
-    copies: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    names: Annotated[dict[str, tuple[Part, ...]], Before(_written_short)]
+    copies: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    options: dict[str, dict[str, str | dict[str, Any]]] = Field(default_factory=dict)
-
-    @field_validator("names", mode="before")
-    @classmethod
-    def _short(cls, names: Any) -> Any:
-        """``"ours" = "theirs"`` for one part that holds all; one table for a list of one."""
-        return {key: _parts(value) for key, value in names.items()}
-
-
-def _parts(value: Any) -> Any:
-    values = value if isinstance(value, list | tuple) else [value]
-    return [{"name": each} if isinstance(each, str) else each for each in values]
+    options: dict[str, dict[str, str | dict[str, Any]]] = field(default_factory=dict)
 
 
 @cache

@@ -139,7 +139,7 @@ def test_what_is_found_is_what_a_slow_search_finds(
     if kept is not None:
         assert not found(kept.text)
         assert kept.text.strip() or not text.strip()
-    dropping = opened(table.model_copy(update={"action": "drop"}), folder)
+    dropping = opened(table.replace(action="drop"), folder)
     assert (kept_of(dropping, text, Tally()) is None) == bool(found(text))
     # In any company the same: no n-gram runs from one document into the next.
     many = [Document(f"d{i}", ", ".join(document[i:]), "s") for i in range(len(document) + 1)]

@@ -42,7 +42,7 @@ def kernels() -> ModuleType:
     return load_kernels()
 
 
-@pytest.fixture(params=["amx", "avx512", "avx2vnni", "avx2", "portable"])
+@pytest.fixture(params=["amx", "avx512", "avx512vnni", "avx2vnni", "avx2", "portable"])
 def isa(request: pytest.FixtureRequest, kernels: ModuleType) -> str:
     if request.param not in kernels.instruction_sets():
         pytest.skip(f"this processor or build has no {request.param}")
