@@ -19,14 +19,15 @@ struct Lanes {
     __m256i low, high;
   };
   using B = I;
+  using Q = __m256i;  // four signed bytes, the same in every lane
 
   static constexpr bool kPairsBf16 = false;
 #ifdef FLYWEIGHT_VNNI
   static constexpr const char* kName = "avx2vnni";
-  static constexpr bool kSignedWide = false;
+  static constexpr bool kSignedWide = false, kDotsBytes = true;
 #else
   static constexpr const char* kName = "avx2";
-  static constexpr bool kSignedWide = true;
+  static constexpr bool kSignedWide = true, kDotsBytes = false;
 #endif
   static constexpr int kTokens = 4, kPanels = 1;
   static constexpr int kFloatTokens = 6, kFloatPanels = 1;
@@ -149,31 +150,33 @@ struct Lanes {
     return {_mm256_shuffle_epi8(t, codes.low), _mm256_shuffle_epi8(t, codes.high)};
   }
 
-#ifdef FLYWEIGHT_VNNI
-  static I dot(I sum, B codes, int32_t x) {
-    const __m256i v = _mm256_set1_epi32(x);
-    return {_mm256_dpbusd_avx_epi32(sum.low, codes.low, v),
-            _mm256_dpbusd_avx_epi32(sum.high, codes.high, v)};
+  static Q four(const int8_t* p) {
+    int32_t v;
+    std::memcpy(&v, p, 4);
+    return _mm256_set1_epi32(v);
   }
-  static I dot_wide(I sum, B codes, int32_t x) { return dot(sum, codes, x); }
+#ifdef FLYWEIGHT_VNNI
+  static I dot(I sum, B codes, Q x) {
+    return {_mm256_dpbusd_avx_epi32(sum.low, codes.low, x),
+            _mm256_dpbusd_avx_epi32(sum.high, codes.high, x)};
+  }
+  static I dot_wide(I sum, B codes, Q x) { return dot(sum, codes, x); }
 #else
   // Pairs of products are added in 16 bits, which saturate: codes to 63 stay within.
   static __m256i dot8(__m256i sum, __m256i codes, __m256i x) {
     const __m256i pairs = _mm256_maddubs_epi16(codes, x);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
-  static I dot(I sum, B codes, int32_t x) {
-    const __m256i v = _mm256_set1_epi32(x);
-    return {dot8(sum.low, codes.low, v), dot8(sum.high, codes.high, v)};
+  static I dot(I sum, B codes, Q x) {
+    return {dot8(sum.low, codes.low, x), dot8(sum.high, codes.high, x)};
   }
   // Of codes - 128: magnitudes to 128 with the sign on x, 2 * 128 * 127 < 2^15.
   static __m256i dot8_signed(__m256i sum, __m256i codes, __m256i x) {
     const __m256i w = _mm256_xor_si256(codes, _mm256_set1_epi8(static_cast<char>(0x80)));
     return dot8(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
   }
-  static I dot_wide(I sum, B codes, int32_t x) {
-    const __m256i v = _mm256_set1_epi32(x);
-    return {dot8_signed(sum.low, codes.low, v), dot8_signed(sum.high, codes.high, v)};
+  static I dot_wide(I sum, B codes, Q x) {
+    return {dot8_signed(sum.low, codes.low, x), dot8_signed(sum.high, codes.high, x)};
   }
 #endif
 

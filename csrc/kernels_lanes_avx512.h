@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "kernels_half.h"
 #include "kernels_layout.h"
 
@@ -14,6 +16,7 @@ struct Lanes {
   using F = __m512;
   using I = __m512i;
   using B = __m512i;
+  using Q = __m512i;  // four signed bytes, the same in every lane
 
 #if defined(FLYWEIGHT_AMX)
   static constexpr const char* kName = "amx";
@@ -27,7 +30,7 @@ struct Lanes {
 #else
   static constexpr bool kPairsBf16 = false;
 #endif
-  static constexpr bool kSignedWide = false;
+  static constexpr bool kSignedWide = false, kDotsBytes = true;
   static constexpr int kTokens = 6, kPanels = 2;
   static constexpr int kFloatTokens = 12, kFloatPanels = 2;
   static constexpr int kValueVectors = 4;
@@ -109,10 +112,13 @@ struct Lanes {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(read128(table)), codes);
   }
 
-  static I dot(I sum, B codes, int32_t x) {
-    return _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(x));
+  static Q four(const int8_t* p) {
+    int32_t v;
+    std::memcpy(&v, p, 4);
+    return _mm512_set1_epi32(v);
   }
-  static I dot_wide(I sum, B codes, int32_t x) { return dot(sum, codes, x); }
+  static I dot(I sum, B codes, Q x) { return _mm512_dpbusd_epi32(sum, codes, x); }
+  static I dot_wide(I sum, B codes, Q x) { return dot(sum, codes, x); }
 #ifdef FLYWEIGHT_BF16
   static F pair_dot(F sum, B weights, int32_t x) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(weights),

@@ -18,9 +18,11 @@ struct Lanes {
   typedef uint16_t H __attribute__((vector_size(32)));
   typedef uint8_t B16 __attribute__((vector_size(16)));
   typedef int8_t C16 __attribute__((vector_size(16)));
+  using Q = int32_t;  // four signed bytes, the same in every lane
 
   static constexpr const char* kName = "portable";
   static constexpr bool kSignedWide = false;  // dot_wide takes codes - 128
+  static constexpr bool kDotsBytes = true;    // dot takes codes to 255, not only to 63
   static constexpr bool kPairsBf16 = false;   // BF16's inputs are bf16 as well
   static constexpr int kTokens = 2, kPanels = 1;            // the tile of integer products
   static constexpr int kFloatTokens = 2, kFloatPanels = 1;  // and of float ones
@@ -118,8 +120,9 @@ struct Lanes {
     return v;
   }
 
+  static Q four(const int8_t* p) { return read<int32_t>(p); }
   // sum + the products of each lane's 4 codes with the 4 signed bytes of x, which all lanes share.
-  static I dot_wide(I sum, B codes, int32_t x) {
+  static I dot_wide(I sum, B codes, Q x) {
     const uint32_t u = static_cast<uint32_t>(x);
     const auto byte = [u](int i) { return static_cast<uint16_t>(static_cast<int8_t>(u >> i)); };
     const I even_x = iset(static_cast<int32_t>(byte(0) | static_cast<uint32_t>(byte(16)) << 16));
@@ -131,7 +134,7 @@ struct Lanes {
     const I e = reinterpret_cast<I>(even), o = reinterpret_cast<I>(odd);
     return sum + (ishl<16>(e) >> 16) + (e >> 16) + (ishl<16>(o) >> 16) + (o >> 16);
   }
-  static I dot(I sum, B codes, int32_t x) { return dot_wide(sum, codes, x); }
+  static I dot(I sum, B codes, Q x) { return dot_wide(sum, codes, x); }
 
   // In the order that all sets share: lanes l and l + 8, then l + 4, l + 2, l + 1.
   static float sum(F v) {

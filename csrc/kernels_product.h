@@ -11,7 +11,10 @@
 namespace flyweight {
 namespace {
 
-constexpr uintptr_t kAhead = 2048;  // bytes between what is read and what is prefetched
+// Panels that few tokens meet at once. Memory gives a core half as much again from sixteen places
+// (codes and records of eight panels) as from one.
+constexpr int kStreams = 8;
+constexpr int64_t kAhead = 2;  // blocks between what is read and what is prefetched
 
 // The codes of one block: pair(v) are groups v and v + 4.
 template <Format format>
@@ -52,6 +55,14 @@ struct PackedBlock {
     }
   }
 
+  // Of 4 bits: the second group's codes stand in the high halves of their bytes.
+  template <int v>
+  void halves(L::B& first, L::B& second) const {
+    const L::B raw = L::bload(codes + 64 * v);
+    first = L::band(raw, L::bset(15));
+    second = L::band(raw, L::bset(240));
+  }
+
  private:
   // Bits from, from + 1 of each byte to 4, 5.
   template <int from>
@@ -79,66 +90,102 @@ inline void read_scales(const uint8_t* record, int part, Lanes::F* scale, Lanes:
   }
 }
 
-inline int32_t four_codes(const int8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return v;
-}
-
 template <bool wide>
-inline Lanes::I dot_codes(Lanes::I sum, Lanes::B codes, int32_t x) {
+inline Lanes::I dot_codes(Lanes::I sum, Lanes::B codes, Lanes::Q x) {
   if constexpr (wide) return Lanes::dot_wide(sum, codes, x);
   else return Lanes::dot(sum, codes, x);
 }
 
-// One panel, T tokens from token t on, straight from the packed codes.
+// The eight groups of four inputs of a block of T tokens: at hand for one token, whose products
+// with several panels are made at once, else read where they lie.
+template <int T>
+class Fours {
+ public:
+  explicit Fours(const int8_t* const (&codes)[T]) : codes_(codes) {
+    if constexpr (T == 1) {
+      for (int g = 0; g < kGroups; ++g) held_[g] = Lanes::four(codes[0] + 4 * g);
+    }
+  }
+  Lanes::Q operator()(int i, int g) const {
+    if constexpr (T == 1) return held_[g];
+    else return Lanes::four(codes_[i] + 4 * g);
+  }
+
+ private:
+  const int8_t* const (&codes_)[T];
+  Lanes::Q held_[T == 1 ? kGroups : 1];
+};
+
+// `count` panels, kStreams at most, and T tokens from token t on, straight from the packed codes.
 template <Format format, int T>
-inline void product_packed(int64_t cols, const uint8_t* panel, const Inputs& x, int64_t t,
-                           Lanes::F* acc) {
+inline void product_packed(int64_t cols, const uint8_t* panels, int count, const Inputs& x,
+                           int64_t t, Lanes::F (&acc)[T][kStreams]) {
   using L = Lanes;
   constexpr Layout l = layout(format);
-  constexpr int kParts = l.unit / kBlock;
-  const uint8_t* records = panel + records_at(l, cols);
+  constexpr int kParts = l.unit / kBlock, kCodes = l.code_bytes();
+  // High halves stay where they are in their bytes: 16 times their products are as exact.
+  constexpr bool kSixteenfold = l.bits == 4 && !l.table && L::kDotsBytes;
   const int64_t blocks = cols / kBlock;
-  constexpr uintptr_t kStep = l.code_bytes() + l.record / kParts;
-  uintptr_t ahead = reinterpret_cast<uintptr_t>(panel) + kAhead;
-  for (int i = 0; i < T; ++i) acc[i] = L::set(0.0f);
+  const size_t bytes = panel_bytes(format, cols), records = records_at(l, cols);
+  const int8_t* codes[T];
+  const float* scales[T];
+  for (int i = 0; i < T; ++i) {
+    codes[i] = x.codes(t + i);
+    scales[i] = x.scales(t + i);
+    for (int p = 0; p < count; ++p) acc[i][p] = L::set(0.0f);
+  }
   for (int64_t b = 0; b < blocks; ++b) {
-    for (uintptr_t line = 0; line < kStep; line += 64) L::prefetch(ahead + line);
-    ahead += kStep;
-    const PackedBlock<format> block(panel + b * l.code_bytes());
-    L::I sum[T][2];
-    for (int i = 0; i < T; ++i) {
-      if constexpr (l.has_min()) sum[i][0] = L::iset(0);
-      else sum[i][0] = L::iset(x.starts(t + i)[b * l.parts()]);
-      if constexpr (l.parts() == 2) sum[i][1] = L::iset(x.starts(t + i)[b * 2 + 1]);
-      else sum[i][1] = L::iset(0);
-    }
-    const auto step = [&]<int v>() {
-      L::B first, second;
-      block.template pair<v>(first, second);
+    const Fours<T> four(codes);
+    const uint8_t* panel = panels + b * kCodes;
+    const uint8_t* record = panels + records + b / kParts * l.record;
+    const int part = static_cast<int>(b % kParts);
+    // Behind a panel's end, the panel that comes after these.
+    const bool end = b + kAhead >= blocks;
+    const int64_t then = end ? b + kAhead - blocks : b + kAhead;
+    auto ahead = reinterpret_cast<uintptr_t>(panels) + (end ? count * bytes : 0);
+    for (int p = 0; p < count; ++p, panel += bytes, record += bytes, ahead += bytes) {
+      for (int line = 0; line < kCodes; line += 64) L::prefetch(ahead + then * kCodes + line);
+      for (int line = 0; line < l.record / kParts; line += 64) {
+        L::prefetch(ahead + records + then * (l.record / kParts) + line);
+      }
+      const PackedBlock<format> block(panel);
+      L::I sum[T][2];
       for (int i = 0; i < T; ++i) {
-        const int8_t* q = x.codes(t + i) + b * kBlock + 4 * v;
-        sum[i][0] = dot_codes<l.wide>(sum[i][0], first, four_codes(q));
-        sum[i][1] = dot_codes<l.wide>(sum[i][1], second, four_codes(q + 16));
+        const int32_t* starts = x.starts(t + i) + b * l.parts();
+        sum[i][0] = L::iset(l.has_min() ? 0 : starts[0]);
+        sum[i][1] = L::iset(l.parts() == 2 ? starts[1] : 0);
       }
-    };
-    step.template operator()<0>();
-    step.template operator()<1>();
-    step.template operator()<2>();
-    step.template operator()<3>();
-    L::F scale[2], min;
-    read_scales<format>(records + b / kParts * l.record, static_cast<int>(b % kParts), scale, &min);
-    for (int i = 0; i < T; ++i) {
-      const L::F d = L::set(x.scales(t + i)[b]);
-      if constexpr (l.parts() == 2) {
-        acc[i] = L::fma(L::to_float(sum[i][0]), L::mul(scale[0], d), acc[i]);
-        acc[i] = L::fma(L::to_float(sum[i][1]), L::mul(scale[1], d), acc[i]);
-      } else {
-        acc[i] = L::fma(L::to_float(L::iadd(sum[i][0], sum[i][1])), L::mul(scale[0], d), acc[i]);
+      const auto step = [&]<int v>() {
+        L::B first, second;
+        if constexpr (kSixteenfold) block.template halves<v>(first, second);
+        else block.template pair<v>(first, second);
+        for (int i = 0; i < T; ++i) {
+          sum[i][0] = dot_codes<l.wide>(sum[i][0], first, four(i, v));
+          sum[i][1] = dot_codes<l.wide>(sum[i][1], second, four(i, v + 4));
+        }
+      };
+      step.template operator()<0>();
+      step.template operator()<1>();
+      step.template operator()<2>();
+      step.template operator()<3>();
+      L::F scale[2], min;
+      read_scales<format>(record, part, scale, &min);
+      for (int i = 0; i < T; ++i) {
+        const L::F d = L::set(*scales[i]);
+        L::F so_far = acc[i][p];
+        if constexpr (l.parts() == 2) {
+          so_far = L::fma(L::to_float(sum[i][0]), L::mul(scale[0], d), so_far);
+          so_far = L::fma(L::to_float(sum[i][1]), L::mul(scale[1], d), so_far);
+        } else {
+          if constexpr (kSixteenfold) sum[i][1] = L::template isar<4>(sum[i][1]);
+          const L::F whole = L::to_float(L::iadd(sum[i][0], sum[i][1]));
+          so_far = L::fma(whole, L::mul(scale[0], d), so_far);
+        }
+        if constexpr (l.has_min()) so_far = L::fma(min, L::set(x.sums(t + i)[b]), so_far);
+        acc[i][p] = so_far;
       }
-      if constexpr (l.has_min()) acc[i] = L::fma(min, L::set(x.sums(t + i)[b]), acc[i]);
     }
+    for (int i = 0; i < T; ++i) codes[i] += kBlock, scales[i] += 1;
   }
 }
 
@@ -199,7 +246,7 @@ inline void product_tile(const Stretch* w, const Inputs& x, int64_t t, int64_t f
         L::B codes[P];
         for (int p = 0; p < P; ++p) codes[p] = L::bload(w[p].codes[b - from][g]);
         for (int i = 0; i < T; ++i) {
-          const int32_t q = four_codes(x.codes(t + i) + b * kBlock + 4 * g);
+          const L::Q q = L::four(x.codes(t + i) + b * kBlock + 4 * g);
           for (int p = 0; p < P; ++p) sum[i][p] = dot_codes<l.wide>(sum[i][p], codes[p], q);
         }
       }
@@ -292,11 +339,15 @@ void product_quantised(int64_t cols, const uint8_t* panels, int64_t rows, const 
     return;
   }
   const size_t bytes = panel_bytes(format, cols);
-  for (; row < rows; row += kPanel) {
+  const int64_t all = (rows + kPanel - 1) / kPanel, turns = (all + kStreams - 1) / kStreams;
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const int64_t first = turn * all / turns, count = (turn + 1) * all / turns - first;
     for_tokens<4>(0, tokens, [&]<int T>(int64_t t) {
-      Lanes::F acc[T];
-      product_packed<format, T>(cols, panels + row / kPanel * bytes, x, t, acc);
-      for (int i = 0; i < T; ++i) out.store(t + i, row, acc[i]);
+      Lanes::F acc[T][kStreams];
+      product_packed<format, T>(cols, panels + first * bytes, static_cast<int>(count), x, t, acc);
+      for (int i = 0; i < T; ++i) {
+        for (int p = 0; p < count; ++p) out.store(t + i, (first + p) * kPanel, acc[i][p]);
+      }
     });
   }
 }

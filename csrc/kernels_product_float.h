@@ -53,6 +53,36 @@ inline void float_step(const uint8_t* w, size_t bytes, const Inputs& x, int64_t 
   }
 }
 
+// One token, P panels from `row` on.
+template <Format format, int P>
+void float_row(int64_t cols, const uint8_t* panels, int64_t row, const Inputs& x,
+               const Outputs& out) {
+  using L = Lanes;
+  constexpr int kStep = kColumns<format>, kLines = 8;
+  constexpr size_t kBytes = kStep * kPanel * layout(format).bytes;  // of a step of a panel
+  const size_t bytes = panel_bytes(format, cols);
+  const uint8_t* first = panels + row / kPanel * bytes;
+  L::F acc[P];
+  for (int p = 0; p < P; ++p) acc[p] = L::set(0.0f);
+  // Some lines of each panel in turn.
+  constexpr int64_t kTurn = kLines * 64 / kBytes * kStep;
+  for (int64_t from = 0; from < cols; from += kTurn) {
+    const int64_t to = from + kTurn < cols ? from + kTurn : cols;
+    const uint8_t* w = first + from / kStep * kBytes;
+    for (int p = 0; p < P; ++p, w += bytes) {
+      for (int line = 0; line < kLines; ++line) {
+        L::prefetch(reinterpret_cast<uintptr_t>(w) + 64 * (kLines + line));
+      }
+      L::F one[1][1] = {{acc[p]}};
+      for (int64_t c = from; c < to; c += kStep) {
+        float_step<format, 1, 1>(w - from / kStep * kBytes, 0, x, 0, c, one);
+      }
+      acc[p] = one[0][0];
+    }
+  }
+  for (int p = 0; p < P; ++p) out.store(0, row + p * kPanel, acc[p]);
+}
+
 // P panels from `row` on, all tokens, at most T at once.
 template <Format format, int kMost, int P>
 void float_panels(int64_t cols, const uint8_t* panels, int64_t row, const Inputs& x,
@@ -74,12 +104,6 @@ void float_panels(int64_t cols, const uint8_t* panels, int64_t row, const Inputs
         }
       }
       for (int64_t c = from; c < to; c += kStep) {
-        if constexpr (T == 1) {
-          constexpr uintptr_t kBytes = kStep * kPanel * layout(format).bytes;
-          for (int p = 0; p < P; ++p) {
-            L::prefetch(reinterpret_cast<uintptr_t>(w) + p * bytes + c / kStep * kBytes + kAhead);
-          }
-        }
         float_step<format, T, P>(w, bytes, x, t, c, acc);
       }
       for (int i = 0; i < T; ++i) {
@@ -94,10 +118,10 @@ void product_float(int64_t cols, const uint8_t* panels, int64_t rows, const Inpu
                    int64_t tokens, const Outputs& out) {
   int64_t row = 0;
   if (tokens == 1) {
-    // Four chains at once, so that none waits for the one before.
-    for (; row + 3 * kPanel < rows; row += 4 * kPanel) {
-      float_panels<format, 1, 4>(cols, panels, row, x, tokens, out);
+    for (; row + (kStreams - 1) * kPanel < rows; row += kStreams * kPanel) {
+      float_row<format, kStreams>(cols, panels, row, x, out);
     }
+    for (; row < rows; row += kPanel) float_row<format, 1>(cols, panels, row, x, out);
   } else {
     constexpr int P = Lanes::kFloatPanels;
     for (; row + (P - 1) * kPanel < rows; row += P * kPanel) {
