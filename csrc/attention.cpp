@@ -12,6 +12,8 @@ namespace {
 
 // Query rows of one key-value head that go through a block of the cache together.
 constexpr int64_t kQueries = 32;
+// Positions of one head before the next one's turn.
+constexpr int64_t kTurn = 64;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // The running softmax of n query rows: maxima, sums, and accumulated values (n, head_dim).
@@ -54,6 +56,11 @@ struct Executor::Heads {
       : op(op), args(op), group(args.heads / args.kv_heads),
         rows_at_once(std::max<int64_t>(1, kQueries / group)), slopes(weights.vector(op.weights[0])) {}
   int64_t queries() const { return rows_at_once * group; }
+  // Numbers of a thread's states at most: of some rows of one head, or of one row of all.
+  size_t numbers() const {
+    const int64_t n = std::max(queries(), args.heads);
+    return static_cast<size_t>(State::numbers(n, args.head_dim));
+  }
 };
 
 size_t Executor::attention_scratch() const {
@@ -61,10 +68,10 @@ size_t Executor::attention_scratch() const {
   for (const Op& op : program_.ops) {
     if (op.kind != Kind::Attention) continue;
     const Heads heads(op, weights_);
-    const int64_t n = heads.queries();
-    const auto states = 2 * static_cast<size_t>(State::numbers(n, heads.args.head_dim));
+    const auto n = static_cast<size_t>(std::max(heads.queries(), heads.args.heads));
     const auto per_query = sizeof(float*) + 2 * sizeof(int64_t) + sizeof(float);
-    most = std::max(most, aligned(states * sizeof(float)) + static_cast<size_t>(n) * per_query);
+    // The states of all, and those of a block; five ends are rounded up.
+    most = std::max(most, 2 * aligned(sizeof(float) * heads.numbers()) + n * per_query + 5 * 64);
   }
   return most;
 }
@@ -100,42 +107,61 @@ void Executor::store(const Step& step, int thread) {
   }
 }
 
-// The state of rows [first, first + rows), of one segment, over blocks of the cache, for the query
-// heads of one key-value head. `out` holds State::numbers(rows * group, head_dim).
-void Executor::attend(const Heads& heads, int64_t head, int64_t first, int64_t rows,
+// The states of rows [first, first + rows), of one segment, over blocks of the cache, for the query
+// heads of each of the key-value heads. `out` holds State::numbers(rows * group, head_dim) for each.
+// The heads take turns: memory gives more from many places at once.
+void Executor::attend(const Heads& heads, Pool::Range some, int64_t first, int64_t rows,
                       Pool::Range blocks, float* out, int thread) const {
   const AttentionArgs& args = heads.args;
   const Segment& segment = batch_.segment(heads.op.rows, first);
   const Sequence& sequence = *segment.sequence;
-  const int64_t n = rows * heads.group, most = heads.queries();
-  std::byte* scratch = scratch_[static_cast<size_t>(thread)].attention.data();
-  State state(out, n, args.head_dim);
-  State block_state(reinterpret_cast<float*>(scratch) + State::numbers(most, args.head_dim), n,
-                    args.head_dim);
-  std::byte* rest = scratch + aligned(2 * sizeof(float) * static_cast<size_t>(State::numbers(
-                                                              most, args.head_dim)));
-  auto* queries = reinterpret_cast<const float**>(rest);
-  auto* positions = reinterpret_cast<int64_t*>(queries + most);
-  int64_t* from = positions + most;
-  auto* slopes = reinterpret_cast<float*>(from + most);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t r = first + i / heads.group, h = head * heads.group + i % heads.group;
+  const int64_t n = rows * heads.group, all = (some.last - some.first) * n;
+  const int64_t each = State::numbers(n, args.head_dim);
+  std::byte* at = scratch_[static_cast<size_t>(thread)].attention.data();
+  at += aligned(sizeof(float) * heads.numbers());  // where `out` may be
+  const auto take = [&]<class T>(int64_t count, T*& to) {
+    to = reinterpret_cast<T*>(at);
+    at += aligned(static_cast<size_t>(count) * sizeof(T));
+  };
+  float *of_block, *slopes;
+  const float** queries;
+  int64_t *positions, *from;
+  take((some.last - some.first) * each, of_block);
+  take(all, queries);
+  take(n, positions);
+  take(n, from);
+  take(all, slopes);
+  for (int64_t i = 0; i < all; ++i) {
+    const int64_t r = first + i % n / heads.group;
+    const int64_t h = (some.first + i / n) * heads.group + i % heads.group;
     queries[i] = row(heads.op.source(), r) + args.column + h * args.head_dim;
-    positions[i] = batch_.position(heads.op.rows, r);
-    from[i] = args.window ? std::max<int64_t>(0, positions[i] - args.window + 1) : 0;
     if (heads.slopes) slopes[i] = heads.slopes[h] / sequence.divisor();
   }
+  for (int64_t i = 0; i < n; ++i) {
+    positions[i] = batch_.position(heads.op.rows, first + i / heads.group);
+    from[i] = args.window ? std::max<int64_t>(0, positions[i] - args.window + 1) : 0;
+  }
   const int64_t seen = positions[n - 1] + 1;
-  state.clear();
+  const size_t stride = sequence.stride(args.slot);
   for (int64_t block = blocks.first; block < blocks.last; ++block) {
-    const int64_t begin = block * kCacheBlock, count = std::min(kCacheBlock, seen - begin);
-    State& into = block == blocks.first ? state : block_state;
-    if (block != blocks.first) into.clear();
-    kernels_.attend(sequence.format, args.head_dim, n, queries, heads.op.floats[0],
-                    heads.slopes ? slopes : nullptr, positions, from,
-                    sequence.keys(args.slot, block, head), sequence.values(args.slot, block, head),
-                    sequence.stride(args.slot), begin, count, into.max, into.sum, into.acc);
-    if (block != blocks.first) state.fold(block_state);
+    float* states = block == blocks.first ? out : of_block;
+    const int64_t end = std::min(seen, (block + 1) * kCacheBlock);
+    for (int64_t begin = block * kCacheBlock; begin < end; begin += kTurn) {
+      const auto offset = stride * static_cast<size_t>(begin % kCacheBlock);
+      for (int64_t head = some.first; head < some.last; ++head) {
+        const int64_t i = head - some.first;
+        State state(states + i * each, n, args.head_dim);
+        if (begin % kCacheBlock == 0) state.clear();
+        kernels_.attend(sequence.format, args.head_dim, n, queries + i * n, heads.op.floats[0],
+                        heads.slopes ? slopes + i * n : nullptr, positions, from,
+                        sequence.keys(args.slot, block, head) + offset,
+                        sequence.values(args.slot, block, head) + offset, stride, begin,
+                        std::min(kTurn, end - begin), state.max, state.sum, state.acc);
+      }
+    }
+    for (int64_t i = 0; i < some.last - some.first && block != blocks.first; ++i) {
+      State(out + i * each, n, args.head_dim).fold(State(of_block + i * each, n, args.head_dim));
+    }
   }
 }
 
@@ -147,15 +173,18 @@ Pool::Range Executor::blocks_of(const Heads& heads, int64_t first, int64_t rows)
   return {from / kCacheBlock, end / kCacheBlock + 1};
 }
 
-// y of rows [first, first + rows) from their state.
-void Executor::give(const Heads& heads, int64_t head, int64_t first, int64_t rows, float* at) const {
-  const int64_t dim = heads.args.head_dim;
-  const State state(at, rows * heads.group, dim);
-  for (int64_t i = 0; i < state.n; ++i) {
-    const int64_t h = head * heads.group + i % heads.group;
-    float* y = row(heads.op.target(), first + i / heads.group) + h * dim;
-    const float scale = 1.0f / state.sum[i];
-    for (int64_t d = 0; d < dim; ++d) y[d] = state.acc[i * dim + d] * scale;
+// y of rows [first, first + rows) from the states of some heads.
+void Executor::give(const Heads& heads, Pool::Range some, int64_t first, int64_t rows,
+                    float* at) const {
+  const int64_t dim = heads.args.head_dim, n = rows * heads.group;
+  for (int64_t head = some.first; head < some.last; ++head, at += State::numbers(n, dim)) {
+    const State state(at, n, dim);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t h = head * heads.group + i % heads.group;
+      float* y = row(heads.op.target(), first + i / heads.group) + h * dim;
+      const float scale = 1.0f / state.sum[i];
+      for (int64_t d = 0; d < dim; ++d) y[d] = state.acc[i * dim + d] * scale;
+    }
   }
 }
 
@@ -166,12 +195,14 @@ void Executor::attention(const Step& step, int thread) {
   if (all > kFewRows) return attend_many(heads, thread);
   if (batch_.lone(op.rows) || all * kv_heads % pool_.size() == 0) {
     // Whole units, dealt out as STORE's are.
-    float* state = floats(scratch_[static_cast<size_t>(thread)].attention);
     const auto [first, last] = pool_.share(all * kv_heads, thread);
-    for (int64_t u = first; u < last; ++u) {
+    for (int64_t u = first, next; u < last; u = next) {
       const int64_t r = u / kv_heads, head = u % kv_heads;
-      attend(heads, head, r, 1, blocks_of(heads, r, 1), state, thread);
-      give(heads, head, r, 1, state);
+      next = std::min(last, (r + 1) * kv_heads);
+      const Pool::Range some{head, head + next - u};
+      float* states = floats(scratch_[static_cast<size_t>(thread)].attention);
+      attend(heads, some, r, 1, blocks_of(heads, r, 1), states, thread);
+      give(heads, some, r, 1, states);
     }
     return;
   }
@@ -193,9 +224,9 @@ void Executor::attend_split(const Heads& heads, int thread) {
   for (int64_t i = first; i < last; ++i) {
     const int64_t u = i / most, r = u / kv_heads;
     const auto blocks = blocks_of(heads, r, 1);
-    const int64_t block = blocks.first + i % most;
+    const int64_t block = blocks.first + i % most, head = u % kv_heads;
     if (block >= blocks.last) continue;
-    attend(heads, u % kv_heads, r, 1, {block, block + 1}, partials + i * numbers, thread);
+    attend(heads, {head, head + 1}, r, 1, {block, block + 1}, partials + i * numbers, thread);
   }
   pool_.barrier();
   const auto mine = pool_.share(units, thread);
@@ -207,7 +238,7 @@ void Executor::attend_split(const Heads& heads, int thread) {
     for (int64_t b = 1; b < blocks.last - blocks.first; ++b) {
       state.fold(State(at + b * numbers, heads.group, heads.args.head_dim));
     }
-    give(heads, u % kv_heads, r, 1, at);
+    give(heads, {u % kv_heads, u % kv_heads + 1}, r, 1, at);
   }
 }
 
@@ -222,8 +253,9 @@ void Executor::attend_many(const Heads& heads, int thread) {
       const int64_t count = std::min(heads.rows_at_once, end - r);
       for (int64_t head = 0; head < heads.args.kv_heads; ++head) {
         if (piece++ % pool_.size() != thread) continue;
-        attend(heads, head, r, count, blocks_of(heads, r, count), state, thread);
-        give(heads, head, r, count, state);
+        const Pool::Range one{head, head + 1};
+        attend(heads, one, r, count, blocks_of(heads, r, count), state, thread);
+        give(heads, one, r, count, state);
       }
     }
   }

@@ -109,10 +109,10 @@ class Executor {
   void store(const Step&, int thread);
   void attention(const Step&, int thread);
   struct Heads;
-  void attend(const Heads&, int64_t head, int64_t first, int64_t rows, Pool::Range blocks,
+  void attend(const Heads&, Pool::Range some, int64_t first, int64_t rows, Pool::Range blocks,
               float* out, int thread) const;
   Pool::Range blocks_of(const Heads&, int64_t first, int64_t rows) const;
-  void give(const Heads&, int64_t head, int64_t first, int64_t rows, float* at) const;
+  void give(const Heads&, Pool::Range some, int64_t first, int64_t rows, float* at) const;
   void attend_split(const Heads&, int thread);
   void attend_many(const Heads&, int thread);
   size_t attention_scratch() const;

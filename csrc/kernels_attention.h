@@ -153,10 +153,11 @@ inline void finish_scores(const Row& row, float scale, bool biased, int64_t begi
   return factor;
 }
 
-// One row straight from the cache. V: head_dim / 16 where that is known, else 0.
-template <Format format, int V>
-void attend_row(int64_t head_dim, const Row& row, float scale, bool biased, const uint8_t* key,
-                const uint8_t* value, size_t stride, int64_t begin, int n) {
+// R rows straight from the cache, each of whose numbers is made float once for all of them.
+// V: head_dim / 16 where that is known, else 0.
+template <Format format, int V, int R>
+void attend_rows(int64_t head_dim, const Row* rows, float scale, bool biased, const uint8_t* key,
+                 const uint8_t* value, size_t stride, int64_t begin, int n) {
   using L = Lanes;
   const int64_t vectors = V ? V : (head_dim + 15) / 16;
   const auto lanes = [&](int64_t v) { return V ? 16 : lanes_at(head_dim, v); };
@@ -166,48 +167,63 @@ void attend_row(int64_t head_dim, const Row& row, float scale, bool biased, cons
       L::prefetch(reinterpret_cast<uintptr_t>(p) + kKeys * stride + line);
     }
   };
-  alignas(64) float scores[kKeys];
+  alignas(64) float scores[R][kKeys];
   for (int half = 0; half < kKeys; half += 16) {
-    F dots[16];
-#pragma GCC unroll 16
+    F dots[R][16];
+#pragma GCC unroll 2
     for (int k = 0; k < 16; ++k) {
       // Beyond the last row: the last one again, whose score finish_scores throws away.
       const uint8_t* at = key + (half + k < n ? half + k : n - 1) * stride;
       fetch_next(at);
-      dots[k] = L::set(0.0f);
+      F dot[R];
+      for (int r = 0; r < R; ++r) dot[r] = L::set(0.0f);
       for (int64_t v = 0; v < vectors; ++v) {
         const F number = cached<format>(head_dim, at, v, lanes(v));
-        dots[k] = L::fma(load_lanes(row.query + 16 * v, lanes(v)), number, dots[k]);
+        for (int r = 0; r < R; ++r) {
+          dot[r] = L::fma(load_lanes(rows[r].query + 16 * v, lanes(v)), number, dot[r]);
+        }
       }
+      for (int r = 0; r < R; ++r) dots[r][k] = dot[r];
     }
-    L::store(scores + half, L::sums(dots));
+    for (int r = 0; r < R; ++r) L::store(scores[r] + half, L::sums(dots[r]));
   }
-  finish_scores(row, scale, biased, begin, n, scores);
-  const F before = L::set(update_row(row, scores));
+  F before[R];
+  for (int r = 0; r < R; ++r) {
+    finish_scores(rows[r], scale, biased, begin, n, scores[r]);
+    before[r] = L::set(update_row(rows[r], scores[r]));
+  }
   // As many sums at once as hide the time that each addition takes.
-  constexpr int kSums = V ? V : 1;
+  constexpr int kSums = R == 1 ? (V ? V : 1) : V < L::kValueVectors ? (V ? V : 1) : L::kValueVectors;
   for (int64_t v = 0; v < vectors; v += kSums) {
-    F total[kSums];
-    for (int i = 0; i < kSums; ++i) {
-      total[i] = L::mul(load_lanes(row.acc + 16 * (v + i), lanes(v + i)), before);
+    F total[R][kSums];
+    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < kSums; ++i) {
+        total[r][i] = L::mul(load_lanes(rows[r].acc + 16 * (v + i), lanes(v + i)), before[r]);
+      }
     }
     for (int k = 0; k < n; ++k) {
       const uint8_t* at = value + k * stride;
       if (v == 0) fetch_next(at);
-      const F p = L::set(scores[k]);
+      F number[kSums];
       for (int i = 0; i < kSums; ++i) {
-        total[i] = L::fma(p, cached<format>(head_dim, at, v + i, lanes(v + i)), total[i]);
+        number[i] = cached<format>(head_dim, at, v + i, lanes(v + i));
+      }
+      for (int r = 0; r < R; ++r) {
+        const F p = L::set(scores[r][k]);
+        for (int i = 0; i < kSums; ++i) total[r][i] = L::fma(p, number[i], total[r][i]);
       }
     }
-    for (int i = 0; i < kSums; ++i) {
-      store_lanes(row.acc + 16 * (v + i), lanes(v + i), total[i]);
+    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < kSums; ++i) {
+        store_lanes(rows[r].acc + 16 * (v + i), lanes(v + i), total[r][i]);
+      }
     }
   }
 }
 
 // Many rows share a stretch of keys: these are turned (a lane a key) and values made float once.
 constexpr int kMostDim = 256;
-constexpr int kFewestShared = 3;  // rows
+constexpr int kFewestShared = 9;  // rows
 
 struct alignas(64) SharedKeys {
   float keys[kMostDim][kKeys];
@@ -323,7 +339,7 @@ template <int R>
                    bool biased, int64_t begin, int n) {
   alignas(64) float scores[R][kKeys];
   float factors[R];
-  constexpr int kPair = R < 2 ? R : 2;
+  constexpr int kPair = R % 2 ? 1 : 2;
   for (int r = 0; r < R; r += kPair) score_rows<kPair>(shared, head_dim, rows + r, scores + r);
   for (int r = 0; r < R; ++r) {
     finish_scores(rows[r], scale, biased, begin, n, scores[r]);
@@ -338,7 +354,7 @@ template <int R>
   for (; v < vectors; ++v) add_values<R, 1>(shared, head_dim, rows, factors, scores, n, v);
 }
 
-template <Format format>
+template <Format format, int V>
 void attend_all(int64_t head_dim, int64_t rows, const float* const* queries, float scale,
                 const float* slopes, const int64_t* position, const int64_t* from,
                 const void* keys, const void* values, size_t stride, int64_t first,
@@ -346,37 +362,41 @@ void attend_all(int64_t head_dim, int64_t rows, const float* const* queries, flo
   const auto* key = static_cast<const uint8_t*>(keys);
   const auto* value = static_cast<const uint8_t*>(values);
   constexpr int kAtOnce = 4;
-  const auto alone = head_dim == 64    ? attend_row<format, 4>
-                     : head_dim == 128 ? attend_row<format, 8>
-                                       : attend_row<format, 0>;
+  // Heads of an odd size, few rows of which go through kernels of their own, are shared sooner.
+  constexpr int kFewest = V ? kFewestShared : 3;
+  const bool share = rows >= kFewest && head_dim <= kMostDim;
   for (int64_t done = 0; done < count; done += kKeys) {
     const int n = count - done < kKeys ? static_cast<int>(count - done) : kKeys;
     const int64_t begin = first + done;
     const uint8_t *k = key + done * stride, *v = value + done * stride;
-    const bool share = rows >= kFewestShared && head_dim <= kMostDim;
     SharedKeys shared;
     bool filled = false;
     Row group[kAtOnce];
     int there = 0;
+    const auto take = [&]<int R>() {
+      if (share) {
+        if (!filled) shared.fill<format>(head_dim, k, v, stride, n);
+        filled = true;
+        attend_shared<R>(shared, head_dim, group, scale, slopes, begin, n);
+      } else if constexpr (V > 0) {
+        attend_rows<format, V, R>(head_dim, group, scale, slopes, k, v, stride, begin, n);
+      } else {
+        for (int i = 0; i < R; ++i) {
+          attend_rows<format, V, 1>(head_dim, group + i, scale, slopes, k, v, stride, begin, n);
+        }
+      }
+      there = 0;
+    };
     for (int64_t r = 0; r < rows; ++r) {
       const Row row{queries[r], position[r], from[r],           slopes ? slopes[r] : 0.0f,
                     max + r,    sum + r,     acc + r * head_dim};
       if (!row.sees(begin, n)) continue;
-      if (!share) {
-        alone(head_dim, row, scale, slopes, k, v, stride, begin, n);
-        continue;
-      }
-      if (!filled) shared.fill<format>(head_dim, k, v, stride, n);
-      filled = true;
       group[there++] = row;
-      if (there == kAtOnce) {
-        attend_shared<kAtOnce>(shared, head_dim, group, scale, slopes, begin, n);
-        there = 0;
-      }
+      if (there == kAtOnce) take.template operator()<kAtOnce>();
     }
-    for (int i = 0; i < there; ++i) {
-      attend_shared<1>(shared, head_dim, group + i, scale, slopes, begin, n);
-    }
+    if (there == 3) take.template operator()<3>();
+    if (there == 2) take.template operator()<2>();
+    if (there == 1) take.template operator()<1>();
   }
 }
 
@@ -385,8 +405,11 @@ void attend(Format format, int64_t head_dim, int64_t rows, const float* const* q
             const void* values, size_t stride, int64_t first, int64_t count, float* max,
             float* sum, float* acc) {
   const auto run = [&]<Format f>() {
-    attend_all<f>(head_dim, rows, queries, scale, slopes, position, from, keys, values, stride,
-                  first, count, max, sum, acc);
+    const auto all = head_dim == 64    ? attend_all<f, 4>
+                     : head_dim == 128 ? attend_all<f, 8>
+                                       : attend_all<f, 0>;
+    all(head_dim, rows, queries, scale, slopes, position, from, keys, values, stride, first, count,
+        max, sum, acc);
   };
   if (format == Format::F32) run.template operator()<Format::F32>();
   else if (format == Format::F16) run.template operator()<Format::F16>();

@@ -288,8 +288,9 @@ def mutate(program: Program, draw: Any) -> None:
             items[place : place + 1] = [] if change == "drop" else [value]
         new = tuple(float(v) for v in items) if name == "floats" else tuple(items)
     elif name == "order":
-        new = np.arange(things[i].rows)
-        new[draw(st.integers(0, things[i].rows - 1))] = value
+        count = min(max(1, things[i].rows), 64)  # the rows may have been changed before
+        new = np.arange(count)
+        new[draw(st.integers(0, count - 1))] = value
     elif isinstance(old, str):
         new = draw(st.sampled_from(["matrix", "table", "vector", "other"]))
     elif draw(st.booleans()):
