@@ -38,8 +38,8 @@ from inference_cases import CASES, OURS, Case, expected_gain, file_of
 from machine import header, lines
 from own_python import CACHE, own_python, say
 
+from flyweight.engine.processor import read_bandwidth
 from flyweight.files.atomic import write_text
-from flyweight.measure.cost import read_bandwidth
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results/cpu_inference.json"
@@ -69,6 +69,8 @@ class Worker:
     def start(self) -> None:
         begin = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent)])}
+        # As after an installation, which compiles what it installs: nothing is compiled at a start.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self.process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -192,6 +194,7 @@ def measure(name: str, rounds: int, arguments: argparse.Namespace) -> dict[str, 
     bandwidth: list[float] = []
     for number in range(rounds + 1):
         read = read_bandwidth(arguments.threads)
+        assert read is not None
         turn = number % len(workers)
         for worker in workers[turn:] + workers[:turn]:
             time.sleep(REST)

@@ -187,6 +187,8 @@ void bind_kernels(nb::module_& m) {
     for (int i = 0; i < repeats; ++i) sum += read_all(data.data(), data.size());
     return sum;
   }, "data"_a, "repeats"_a = 1);
+  k.def("read_bandwidth", &read_bandwidth, "threads"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "Bytes a second that so many threads together read from memory.");
   k.def("pack", &pack_matrix, "isa"_a, "format"_a, "rows"_a, "cols"_a, "weights"_a);
   k.def("prepare", &prepare_rows, "isa"_a, "format"_a, "x"_a);
   k.def("product", &product, "isa"_a, "format"_a, "cols"_a, "panels"_a, "first"_a, "rows"_a,

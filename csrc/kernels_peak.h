@@ -10,7 +10,11 @@ namespace flyweight {
 // or 0 where there is none.
 double peak_operations(const char* isa);
 
-// Reads all bytes, 64 at a time; returns their sum, so that nothing is left out.
+// Reads all bytes, from sixteen places at once; returns a sum of them, so that nothing is left out.
 uint64_t read_all(const uint8_t* data, size_t bytes);
+
+// Bytes a second that so many threads together read from memory: the best of a few rounds. Throws
+// Error where there is not that much memory, or not so many threads.
+double read_bandwidth(int threads);
 
 }  // namespace flyweight

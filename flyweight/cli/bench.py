@@ -51,8 +51,9 @@ def _measured(
 ) -> dict[str, Any]:
     import time
 
+    from flyweight.engine.processor import read_bandwidth
     from flyweight.load import load
-    from flyweight.measure.cost import read_bandwidth, speeds
+    from flyweight.measure.cost import speeds
 
     def progress(text: str) -> None:
         if sys.stderr.isatty():
@@ -65,7 +66,8 @@ def _measured(
     found = speeds(loaded, lengths, tokens, rounds, progress)
     progress("")
     # The machine's own speed changes within minutes.
-    bandwidth = (before + read_bandwidth(threads)) / 2
+    after = read_bandwidth(threads)
+    bandwidth = None if before is None or after is None else (before + after) / 2
     result: dict[str, Any] = {
         "engine": type(loaded).__name__.removesuffix("Model").lower(),
         "threads": threads,
@@ -81,7 +83,7 @@ def _measured(
     if (read := getattr(loaded, "read_bytes", None)) is not None:
         for speed, values in zip(found, result["speeds"], strict=True):
             size = read(speed.prompt + tokens // 2)
-            if size is not None:
+            if size is not None and bandwidth is not None:
                 values["read_bytes_per_token"] = size
                 values["share_of_bandwidth"] = size * speed.decode_per_second / bandwidth
     return result
@@ -103,9 +105,12 @@ def _table(result: dict[str, Any]) -> str:
     """The figures of one number of threads."""
     threads = result["threads"]
     engine = " ".join(filter(None, (result["engine"], result.get("isa"))))
+    memory_speed = ""
+    if result["bandwidth"] is not None:
+        memory_speed = f"; memory is read at {result['bandwidth'] / 1e9:.1f} GB/s"
     lines = [
         f"{threads} thread{'s' if threads > 1 else ''}, {engine}: loaded in"
-        f" {result['load_seconds']:.2f} s; memory is read at {result['bandwidth'] / 1e9:.1f} GB/s",
+        f" {result['load_seconds']:.2f} s{memory_speed}",
         f"  {'prompt':>8} {'first token':>13} {'prefill':>13} {'decode':>13} {'of the limit':>13}",
     ]
     for speed in result["speeds"]:

@@ -1,4 +1,4 @@
-"""Which of the kernels' instruction sets is used."""
+"""Which of the kernels' instruction sets is used, and what the machine can do at most."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ def forced_instruction_set() -> str:
             f"FLYWEIGHT_ISA = {isa}: this processor and build have {', '.join(known)}"
         )
     return isa
+
+
+def read_bandwidth(threads: int) -> float | None:
+    """Bytes a second that ``threads`` threads together read from memory, from many places at once:
+    what bounds decoding. None where the kernels are not built."""
+    try:
+        from flyweight.engine._native import kernels
+    except ImportError:
+        return None
+    return float(kernels.read_bandwidth(threads))

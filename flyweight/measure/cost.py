@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -19,9 +18,6 @@ from flyweight.spec.errors import FlyweightError
 from flyweight.spec.model import ModelSpec
 from flyweight.text.talk import Sampling, Step
 from flyweight.text.tokenizer import Tokenizer
-
-# Larger than any processor's cache; read so often that the clock does not matter.
-_READ_BYTES, _READ_TIMES = 256 << 20, 3
 
 
 class Timed(Protocol):
@@ -114,17 +110,3 @@ def fresh_prompt(tokenizer: Tokenizer, length: int, seed: int) -> list[int]:
         if tokenizer.token_bytes(id):
             ids.append(id)
     return ids
-
-
-def read_bandwidth(threads: int) -> float:
-    """Bytes a second that ``threads`` threads together read from memory: the best of a few."""
-    parts = [np.ones(_READ_BYTES // 4 // threads, dtype=np.float32) for _ in range(threads)]
-    total = sum(part.nbytes for part in parts)
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(1 + _READ_TIMES):
-            begin = time.perf_counter()
-            # numpy lets go of the interpreter's lock meanwhile.
-            list(pool.map(np.max, parts))
-            best = max(best, total / (time.perf_counter() - begin))
-    return best
