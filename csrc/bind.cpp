@@ -36,19 +36,18 @@ struct Unlocked {
   }
 };
 
-// The executor, and the arrays that its tables lie in.
+// The executor, and the arrays that it reads while it runs.
 struct Engine : private Unlocked, Executor {
   // arrays: the weights' data, in their order.
   Engine(const nb::list& arrays, Program program, int threads, const std::string& isa, bool pin,
          size_t cache_limit)
       : Executor(std::move(program), threads, isa, pin, cache_limit),
-        tables(list_once_locked()) {
-    const auto& weights = this->program().weights;
-    for (size_t i = 0; i < weights.size(); ++i) {
-      if (weights[i].kind == WeightKind::Table) tables.append(arrays[i]);
+        staying(list_once_locked()) {
+    for (size_t i = 0; i < this->program().weights.size(); ++i) {
+      if (weight_stays(i)) staying.append(arrays[i]);
     }
   }
-  nb::list tables;
+  nb::list staying;
 };
 
 template <class T>

@@ -147,6 +147,7 @@ int64_t Executor::feed(std::span<const Feed> feeds, const Consumer& consume,
     run(consume);
     appended += batch_.rows(Rows::Tokens);
   }
+  warm_ = true;
   return appended;
 }
 
@@ -204,6 +205,7 @@ void Executor::run(const Consumer& consume) {
   for (int set = 0; set < 2; ++set) {
     if (rotates_[set] && load_of(rows_[set]) == Load::Few) angles(set, {0, rows_[set]});
   }
+  const bool packs = warm_ && weights_.begin_turn();
   auto work = [&](int thread) {
     for (int set = 0; set < 2; ++set) {
       if (rotates_[set] && load_of(rows_[set]) == Load::Many) {
@@ -226,8 +228,13 @@ void Executor::run(const Consumer& consume) {
         consume(w.feed, w.token, row(program_.logits, r));
       }
     }
+    if (packs) {
+      pool_.barrier();
+      weights_.pack_turn(thread);
+    }
   };
   pool_.run(work);
+  if (packs) weights_.end_turn();
 }
 
 void Executor::run_steps(const std::vector<Step>& steps, int thread) {

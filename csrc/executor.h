@@ -22,8 +22,8 @@ constexpr int64_t kTileNumbers = int64_t{1} << 16;
 class Executor {
  public:
   // isa: a name of instruction_sets(), or "" for the best. cache_limit: bytes of all sequences'
-  // caches, 0 for no limit. Validates the program; its weights' data must live until packed, the
-  // tables' as long as the executor. Throws Error.
+  // caches, 0 for no limit. Validates the program; its weights' data must live until packed, those
+  // of which weight_stays says so as long as the executor. Throws Error.
   Executor(Program program, int threads, const std::string& isa, bool pin, size_t cache_limit);
 
   // A new, empty sequence; see Sequence.
@@ -55,6 +55,8 @@ class Executor {
   // See Pool.
   void check_process() const { pool_.check_process(); }
   size_t weight_bytes() const { return weights_.bytes(); }
+  // Whether weight i is read from its data for as long as there is the executor.
+  bool weight_stays(size_t i) const { return weights_.stays(i); }
   // Waits for a run at hand.
   size_t buffer_bytes() const;
   size_t cache_bytes() const { return account_->used; }
@@ -173,6 +175,9 @@ class Executor {
   // The wanted rows of this run's chunk begin here.
   int64_t chunk_ = 0;
   int64_t most_wanted_ = 1;
+  // Whether a call has been answered: what of the weights was left unpacked so far is packed by and
+  // by.
+  bool warm_ = false;
   // New tokens of a run at most: fewer where each has rows of symbols.
   int64_t most_tokens_ = kMostRowsAtOnce;
 };

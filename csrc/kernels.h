@@ -71,6 +71,11 @@ struct Kernels {
   void (*prepare)(Format, int64_t cols, const float* x, void* input);
   void (*product)(Format, int64_t cols, const void* panels, int64_t rows, const void* inputs,
                   size_t input_stride, int64_t tokens, float* out, int64_t out_stride);
+  // The same, to the bit, with rows in ggml's layout, one after another: for the formats that
+  // `stored` names, at memory's speed but not at that of a cache.
+  bool (*stored)(Format);
+  void (*product_stored)(Format, int64_t cols, const void* data, int64_t rows, const void* inputs,
+                         size_t input_stride, int64_t tokens, float* out, int64_t out_stride);
 
   // --- Between the products. n numbers each; y may be x.
   void (*rms_norm)(int64_t n, const float* x, const float* gain, float eps, float* y);

@@ -111,6 +111,24 @@ Out<float> product(const std::string& isa, uint32_t number, int64_t cols, Bytes 
   return out;
 }
 
+// As product, with rows in ggml's layout.
+Out<float> product_stored(const std::string& isa, uint32_t number, int64_t cols, Bytes data,
+                          int64_t first, int64_t rows, ByteRows inputs, int repeats) {
+  const Kernels& k = table(isa);
+  const Format f = format_of(number, cols);
+  const size_t row = row_bytes(f, cols);
+  require(k.stored(f), "the format is not one that products take as it is stored");
+  require(first >= 0 && rows > 0 && (first + rows) * row <= data.size(), "rows are too few");
+  require(inputs.shape(1) >= k.input_bytes(f, cols), "inputs are too short");
+  Out<float> out = make<float>({inputs.shape(0), static_cast<size_t>(rows)});
+  nb::gil_scoped_release free;
+  for (int i = 0; i < repeats; ++i) {
+    k.product_stored(f, cols, data.data() + first * row, rows, inputs.data(), inputs.shape(1),
+                     static_cast<int64_t>(inputs.shape(0)), out.data(), rows);
+  }
+  return out;
+}
+
 Out<float> unpack(const std::string& isa, uint32_t number, int64_t cols, Bytes panels, int64_t row) {
   const Kernels& k = table(isa);
   const Format f = format_of(number, cols);
@@ -193,6 +211,11 @@ void bind_kernels(nb::module_& m) {
   k.def("prepare", &prepare_rows, "isa"_a, "format"_a, "x"_a);
   k.def("product", &product, "isa"_a, "format"_a, "cols"_a, "panels"_a, "first"_a, "rows"_a,
         "inputs"_a, "repeats"_a = 1);
+  k.def("stored", [](const std::string& isa, uint32_t f) {
+    return table(isa).stored(static_cast<Format>(f));
+  });
+  k.def("product_stored", &product_stored, "isa"_a, "format"_a, "cols"_a, "data"_a, "first"_a,
+        "rows"_a, "inputs"_a, "repeats"_a = 1);
   k.def("unpack_row", &unpack, "isa"_a, "format"_a, "cols"_a, "panels"_a, "row"_a);
   k.def("dequantise", &dequantise_row, "isa"_a, "format"_a, "cols"_a, "row"_a);
   k.def("rms_norm", [](const std::string& isa, Vector x, std::optional<Vector> gain, float eps) {

@@ -136,6 +136,37 @@ struct Lanes {
   }
   static B band(B a, B b) { return iand(a, b); }
   static B bor(B a, B b) { return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)}; }
+  static B bxor(B a, B b) {
+    return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
+  }
+  // 32 bytes of each of 8 rows: word c of g[c] of all of them.
+  static void words(const uint8_t* const* rows, int64_t at, __m256i (&g)[8]) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; ++i) {
+      a[i] = _mm256_loadu_ps(reinterpret_cast<const float*>(rows[i] + at));
+    }
+    for (int i = 0; i < 8; i += 2) {
+      b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+      b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+      a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+      a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+      a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+    for (int c = 0; c < 4; ++c) {
+      g[c] = _mm256_castps_si256(_mm256_permute2f128_ps(a[c], a[c + 4], 0x20));
+      g[c + 4] = _mm256_castps_si256(_mm256_permute2f128_ps(a[c], a[c + 4], 0x31));
+    }
+  }
+  // 32 bytes of each of 16 rows: group g has bytes 4g to 4g + 3 of all of them.
+  static void groups(const uint8_t* const (&rows)[16], int64_t at, B (&g)[8]) {
+    __m256i low[8], high[8];
+    words(rows, at, low);
+    words(rows + 8, at, high);
+    for (int c = 0; c < 8; ++c) g[c] = {low[c], high[c]};
+  }
   // Shifts leave neighbours' bits in each byte; what follows masks them.
   template <int n>
   static B bshl(B a) {

@@ -99,6 +99,39 @@ struct Lanes {
   static B bset(uint8_t v) { return _mm512_set1_epi8(static_cast<char>(v)); }
   static B band(B a, B b) { return _mm512_and_si512(a, b); }
   static B bor(B a, B b) { return _mm512_or_si512(a, b); }
+  static B bxor(B a, B b) { return _mm512_xor_si512(a, b); }
+  // 32 bytes of each of 16 rows: group g has bytes 4g to 4g + 3 of all of them.
+  static void groups(const uint8_t* const (&rows)[16], int64_t at, B (&g)[8]) {
+    __m512d a[8], b[8];
+    const auto word = [](__m512d v) { return _mm512_castpd_ps(v); };
+    const auto pair = [](__m512 v) { return _mm512_castps_pd(v); };
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(read256(rows[i] + at)),
+                                              read256(rows[i + 8] + at), 1);
+      a[i] = _mm512_castsi512_pd(both);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      b[i] = pair(_mm512_unpacklo_ps(word(a[i]), word(a[i + 1])));
+      b[i + 1] = pair(_mm512_unpackhi_ps(word(a[i]), word(a[i + 1])));
+    }
+    // a[4 i + c]: words c and c + 4 of rows 4 i to 4 i + 3, and of those eight rows on.
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      a[i] = _mm512_unpacklo_pd(b[i], b[i + 2]);
+      a[i + 1] = _mm512_unpackhi_pd(b[i], b[i + 2]);
+      a[i + 2] = _mm512_unpacklo_pd(b[i + 1], b[i + 3]);
+      a[i + 3] = _mm512_unpackhi_pd(b[i + 1], b[i + 3]);
+    }
+    const I low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+    const I high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      g[c] = _mm512_castpd_si512(_mm512_permutex2var_pd(a[c], low, a[c + 4]));
+      g[c + 4] = _mm512_castpd_si512(_mm512_permutex2var_pd(a[c], high, a[c + 4]));
+    }
+  }
   // Shifts leave neighbours' bits in each byte; what follows masks them.
   template <int n>
   static B bshl(B a) {

@@ -106,6 +106,15 @@ struct Lanes {
   static B bset(uint8_t v) { return v - B{}; }
   static B band(B a, B b) { return a & b; }
   static B bor(B a, B b) { return a | b; }
+  static B bxor(B a, B b) { return a ^ b; }
+  // 32 bytes of each of 16 rows: group g has bytes 4g to 4g + 3 of all of them.
+  static void groups(const uint8_t* const (&rows)[16], int64_t at, B (&g)[8]) {
+    for (int c = 0; c < 8; ++c) {
+      I words;
+      for (int r = 0; r < 16; ++r) words[r] = read<int32_t>(rows[r] + at + 4 * c);
+      g[c] = reinterpret_cast<B>(words);
+    }
+  }
   template <int n>
   static B bshl(B a) {
     return a << n;

@@ -11,9 +11,9 @@
 namespace flyweight {
 namespace {
 
-// Panels that few tokens meet at once. Memory gives a core half as much again from sixteen places
-// (codes and records of eight panels) as from one.
-constexpr int kStreams = 8;
+// Panels that few tokens meet at once, far apart: memory gives a core half as much again from many
+// places that are read on and on as from one.
+constexpr int kStreams = 16;
 constexpr int64_t kAhead = 2;  // blocks between what is read and what is prefetched
 
 // The codes of one block: pair(v) are groups v and v + 4.
@@ -116,10 +116,11 @@ class Fours {
   Lanes::Q held_[T == 1 ? kGroups : 1];
 };
 
-// `count` panels, kStreams at most, and T tokens from token t on, straight from the packed codes.
+// `count` panels, kStreams at most and `apart` bytes from one to the next, and T tokens from token t
+// on, straight from the packed codes.
 template <Format format, int T>
-inline void product_packed(int64_t cols, const uint8_t* panels, int count, const Inputs& x,
-                           int64_t t, Lanes::F (&acc)[T][kStreams]) {
+inline void product_packed(int64_t cols, const uint8_t* panels, int count, size_t apart,
+                           const Inputs& x, int64_t t, Lanes::F (&acc)[T][kStreams]) {
   using L = Lanes;
   constexpr Layout l = layout(format);
   constexpr int kParts = l.unit / kBlock, kCodes = l.code_bytes();
@@ -139,11 +140,11 @@ inline void product_packed(int64_t cols, const uint8_t* panels, int count, const
     const uint8_t* panel = panels + b * kCodes;
     const uint8_t* record = panels + records + b / kParts * l.record;
     const int part = static_cast<int>(b % kParts);
-    // Behind a panel's end, the panel that comes after these.
+    // Behind a panel's end, the one after it.
     const bool end = b + kAhead >= blocks;
     const int64_t then = end ? b + kAhead - blocks : b + kAhead;
-    auto ahead = reinterpret_cast<uintptr_t>(panels) + (end ? count * bytes : 0);
-    for (int p = 0; p < count; ++p, panel += bytes, record += bytes, ahead += bytes) {
+    auto ahead = reinterpret_cast<uintptr_t>(panels) + (end ? bytes : 0);
+    for (int p = 0; p < count; ++p, panel += apart, record += apart, ahead += apart) {
       for (int line = 0; line < kCodes; line += 64) L::prefetch(ahead + then * kCodes + line);
       for (int line = 0; line < l.record / kParts; line += 64) {
         L::prefetch(ahead + records + then * (l.record / kParts) + line);
@@ -198,32 +199,40 @@ struct alignas(64) Stretch {
   float min[kStretch][kPanel];
 };
 
+// Where stretches come from: packed panels.
 template <Format format>
-void unpack_stretch(int64_t cols, const uint8_t* panel, int64_t from, int64_t to, Stretch* out) {
+struct PackedPanels {
+  static constexpr Layout l = layout(format);
   using L = Lanes;
-  constexpr Layout l = layout(format);
-  constexpr int kParts = l.unit / kBlock;
-  const uint8_t* records = panel + records_at(l, cols);
-  for (int64_t b = from; b < to; ++b) {
-    const PackedBlock<format> block(panel + b * l.code_bytes());
-    const int64_t i = b - from;
-    const auto step = [&]<int v>() {
-      L::B first, second;
-      block.template pair<v>(first, second);
-      L::bstore(out->codes[i][v], first);
-      L::bstore(out->codes[i][v + 4], second);
-    };
-    step.template operator()<0>();
-    step.template operator()<1>();
-    step.template operator()<2>();
-    step.template operator()<3>();
-    L::F scale[2], min;
-    read_scales<format>(records + b / kParts * l.record, static_cast<int>(b % kParts), scale, &min);
-    L::store(out->scale[i][0], scale[0]);
-    if constexpr (l.parts() == 2) L::store(out->scale[i][1], scale[1]);
-    if constexpr (l.has_min()) L::store(out->min[i], min);
+  int64_t cols;
+  const uint8_t* panels;
+
+  // Blocks [from, to) of a panel.
+  void unpack(int64_t number, int64_t from, int64_t to, Stretch* out) const {
+    constexpr int kParts = l.unit / kBlock;
+    const uint8_t* panel = panels + number * panel_bytes(format, cols);
+    const uint8_t* records = panel + records_at(l, cols);
+    for (int64_t b = from; b < to; ++b) {
+      const PackedBlock<format> block(panel + b * l.code_bytes());
+      const int64_t i = b - from;
+      const auto step = [&]<int v>() {
+        L::B first, second;
+        block.template pair<v>(first, second);
+        L::bstore(out->codes[i][v], first);
+        L::bstore(out->codes[i][v + 4], second);
+      };
+      step.template operator()<0>();
+      step.template operator()<1>();
+      step.template operator()<2>();
+      step.template operator()<3>();
+      L::F scale[2], min;
+      read_scales<format>(records + b / kParts * l.record, static_cast<int>(b % kParts), scale, &min);
+      L::store(out->scale[i][0], scale[0]);
+      if constexpr (l.parts() == 2) L::store(out->scale[i][1], scale[1]);
+      if constexpr (l.has_min()) L::store(out->min[i], min);
+    }
   }
-}
+};
 
 // Blocks [from, to) of P unpacked panels and T tokens; acc goes on.
 template <Format format, int T, int P>
@@ -296,18 +305,15 @@ inline void for_tokens(int64_t t, int64_t tokens, Function f) {
   }
 }
 
-template <Format format, int P>
-void product_many(int64_t cols, const uint8_t* panels, int64_t row, const Inputs& x, int64_t tokens,
+template <Format format, int P, class Panels>
+void product_many(int64_t cols, const Panels& panels, int64_t row, const Inputs& x, int64_t tokens,
                   const Outputs& out) {
   using L = Lanes;
   Stretch stretch[P];
-  const size_t bytes = panel_bytes(format, cols);
   const int64_t blocks = cols / kBlock;
   for (int64_t from = 0; from < blocks; from += kStretch) {
     const int64_t to = from + kStretch < blocks ? from + kStretch : blocks;
-    for (int p = 0; p < P; ++p) {
-      unpack_stretch<format>(cols, panels + (row / kPanel + p) * bytes, from, to, &stretch[p]);
-    }
+    for (int p = 0; p < P; ++p) panels.unpack(row / kPanel + p, from, to, &stretch[p]);
     for_tokens<Lanes::kTokens>(0, tokens, [&]<int T>(int64_t t) {
       L::F acc[T][P];
       for (int i = 0; i < T; ++i) {
@@ -323,30 +329,37 @@ void product_many(int64_t cols, const uint8_t* panels, int64_t row, const Inputs
   }
 }
 
+// All rows, P panels at a time.
+template <Format format, class Panels>
+void product_unpacked(int64_t cols, const Panels& panels, int64_t rows, const Inputs& x,
+                      int64_t tokens, const Outputs& out) {
+  constexpr int P = Lanes::kPanels;
+  int64_t row = 0;
+  for (; row + (P - 1) * kPanel < rows; row += P * kPanel) {
+    product_many<format, P>(cols, panels, row, x, tokens, out);
+  }
+  if constexpr (P > 1) {
+    for (; row < rows; row += kPanel) product_many<format, 1>(cols, panels, row, x, tokens, out);
+  }
+}
+
 template <Format format>
 void product_quantised(int64_t cols, const uint8_t* panels, int64_t rows, const Inputs& x,
                        int64_t tokens, const Outputs& out) {
   constexpr int kFew = 5;
-  int64_t row = 0;
   if (tokens > kFew) {
-    constexpr int P = Lanes::kPanels;
-    for (; row + (P - 1) * kPanel < rows; row += P * kPanel) {
-      product_many<format, P>(cols, panels, row, x, tokens, out);
-    }
-    if constexpr (P > 1) {
-      for (; row < rows; row += kPanel) product_many<format, 1>(cols, panels, row, x, tokens, out);
-    }
-    return;
+    return product_unpacked<format>(cols, PackedPanels<format>{cols, panels}, rows, x, tokens, out);
   }
   const size_t bytes = panel_bytes(format, cols);
   const int64_t all = (rows + kPanel - 1) / kPanel, turns = (all + kStreams - 1) / kStreams;
+  const size_t apart = turns * bytes;
   for (int64_t turn = 0; turn < turns; ++turn) {
-    const int64_t first = turn * all / turns, count = (turn + 1) * all / turns - first;
+    const int count = static_cast<int>((all - turn + turns - 1) / turns);
     for_tokens<4>(0, tokens, [&]<int T>(int64_t t) {
       Lanes::F acc[T][kStreams];
-      product_packed<format, T>(cols, panels + first * bytes, static_cast<int>(count), x, t, acc);
+      product_packed<format, T>(cols, panels + turn * bytes, count, apart, x, t, acc);
       for (int i = 0; i < T; ++i) {
-        for (int p = 0; p < count; ++p) out.store(t + i, (first + p) * kPanel, acc[i][p]);
+        for (int p = 0; p < count; ++p) out.store(t + i, (turn + p * turns) * kPanel, acc[i][p]);
       }
     });
   }

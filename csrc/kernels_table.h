@@ -8,6 +8,7 @@
 #ifdef FLYWEIGHT_AMX
 #include "kernels_tiles.h"
 #endif
+#include "kernels_product_stored.h"
 #include "kernels_attention.h"
 #include "kernels_attention_gradient.h"
 #include "kernels_loss.h"
@@ -23,7 +24,9 @@ void product_of(int64_t cols, const uint8_t* panels, int64_t rows, const Inputs&
     product_float<format>(cols, panels, rows, x, tokens, y);
   } else {
 #ifdef FLYWEIGHT_AMX
-    if (tokens >= kFewestTiled) return product_tiles<format>(cols, panels, rows, x, tokens, y);
+    if (tokens >= kFewestTiled) {
+      return product_tiles<format>(cols, PackedPanels<format>{cols, panels}, rows, x, tokens, y);
+    }
 #endif
     product_quantised<format>(cols, panels, rows, x, tokens, y);
   }
@@ -50,9 +53,25 @@ void product(Format format, int64_t cols, const void* panels, int64_t rows, cons
   }
 }
 
+bool stored(Format format) { return can_be_stored(format); }
+
+void product_stored(Format format, int64_t cols, const void* data, int64_t rows, const void* inputs,
+                    size_t input_stride, int64_t tokens, float* out, int64_t out_stride) {
+  const auto* w = static_cast<const uint8_t*>(data);
+  const Inputs x{static_cast<const uint8_t*>(inputs), input_stride, cols};
+  const Outputs y{out, out_stride, rows};
+  switch (format) {
+    case Format::F32: return product_of_stored<Format::F32>(cols, w, rows, x, tokens, y);
+    case Format::F16: return product_of_stored<Format::F16>(cols, w, rows, x, tokens, y);
+    case Format::BF16: return product_of_stored<Format::BF16>(cols, w, rows, x, tokens, y);
+    case Format::Q8_0: return product_of_stored<Format::Q8_0>(cols, w, rows, x, tokens, y);
+    default: return;
+  }
+}
+
 constexpr Kernels make_table() {
   return {Lanes::kName, panel_bytes, pack,     unpack_row, dequantise,   input_bytes,
-          prepare,      product,     rms_norm, layer_norm, activate,     multiply,
+          prepare,      product,     stored,   product_stored, rms_norm, layer_norm, activate,     multiply,
           add,          rotate,      stored_bytes, store,  attend,
           cross_entropy, attention_gradient, rms_norm_row, rms_norm_gradient, rotate_row,
           relu2_row};

@@ -178,11 +178,10 @@ void tile_stretch(const Stretch& w, const TileInputs<layout(format).parts()>& x,
   }
 }
 
-template <Format format>
-void product_tiles(int64_t cols, const uint8_t* panels, int64_t rows, const Inputs& x,
+template <Format format, class Panels>
+void product_tiles(int64_t cols, const Panels& panels, int64_t rows, const Inputs& x,
                    int64_t tokens, const Outputs& out) {
   constexpr Layout l = layout(format);
-  const size_t bytes = panel_bytes(format, cols);
   const int64_t blocks = cols / kBlock, all = (rows + kPanel - 1) / kPanel;
   TileInputs<l.parts()> inputs;
   Stretch w[kTilePanels];
@@ -194,7 +193,7 @@ void product_tiles(int64_t cols, const uint8_t* panels, int64_t rows, const Inpu
       for (int64_t panel = 0; panel < all; panel += kTilePanels) {
         const int64_t n = all - panel < kTilePanels ? all - panel : kTilePanels;
         for (int64_t p = 0; p < n; ++p) {
-          unpack_stretch<format>(cols, panels + (panel + p) * bytes, from, to, &w[p]);
+          panels.unpack(panel + p, from, to, &w[p]);
           make_signed<format>(&w[p], to - from);
         }
         __asm__ volatile("" ::: "memory");  // tile loads read what was written

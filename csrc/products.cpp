@@ -73,8 +73,9 @@ void Executor::multiply(const Op& op, size_t matrix, const std::byte* inputs, in
   const Matrix& m = weights_.matrix(op.weights[matrix]);
   const InputPlace place = input_place(op, matrix);
   const int64_t all = rows(op.rows);
-  kernels_.product(m.format, m.cols, m.panel(panel), count,
-                   inputs + place.before * static_cast<size_t>(all), place.stride, all, out, stride);
+  const auto run = m.stored ? kernels_.product_stored : kernels_.product;
+  run(m.format, m.cols, m.panel(panel), count, inputs + place.before * static_cast<size_t>(all),
+      place.stride, all, out, stride);
 }
 
 void Executor::product(const Step& step, int thread) {

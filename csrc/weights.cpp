@@ -7,6 +7,9 @@ namespace {
 
 // Source bytes that are packed before their pages are given back.
 constexpr int64_t kStep = 4 << 20;
+// Bytes that could be left for later, below which packing is soon done.
+constexpr size_t kFewestLeft = size_t{64} << 20;
+constexpr size_t kTurns = 16;
 
 int64_t row_bytes(Format format, int64_t cols) {
   return cols / block_size(format) * block_bytes(format);
@@ -15,82 +18,131 @@ int64_t row_bytes(Format format, int64_t cols) {
 }  // namespace
 
 Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
-    : program_(program), kernels_(kernels) {
+    : program_(program), kernels_(kernels), pool_(pool) {
   const size_t count = program.weights.size();
-  matrices_.resize(count);
+  packed_.resize(count);
   vectors_.resize(count);
-  size_t total = 0;
+  size_t total = 0, gathered = 0;
   for (size_t i = 0; i < count; ++i) {
     const Weight& w = program.weights[i];
+    const auto row = static_cast<size_t>(row_bytes(w.format, w.cols));
     if (w.kind == WeightKind::Vector) {
       vectors_[i].resize(static_cast<size_t>(w.cols));
       kernels.dequantise(w.format, w.cols, w.data, vectors_[i].data());
       bytes_ += vectors_[i].size() * sizeof(float);
     } else if (w.kind == WeightKind::Matrix) {
-      Matrix& m = matrices_[i];
+      Matrix& m = packed_[i];
       m = {w.format, w.rows, w.cols, nullptr, kernels.panel_bytes(w.format, w.cols)};
       total = aligned(total) + static_cast<size_t>(m.panel_count()) * m.panel_bytes;
+      if (!w.order.empty()) gathered = std::max(gathered, kPanel * row);
     } else {
       bytes_ += w.bytes;
     }
   }
+  bytes_ += total;
   release_freed();
   panels_ = Region(total, "the weights", false, true);
-  bytes_ += total;
   size_t offset = 0;
-  for (Matrix& m : matrices_) {
+  for (Matrix& m : packed_) {
     if (m.panel_bytes == 0) continue;
     offset = aligned(offset);
     m.panels = panels_.data() + offset;
     offset += static_cast<size_t>(m.panel_count()) * m.panel_bytes;
   }
-  pack(program, pool);
-}
+  gathered_.assign(static_cast<size_t>(pool.size()), std::vector<uint8_t>(gathered));
 
-void Weights::pack(const Program& program, Pool& pool) {
-  // Rows of a panel that lie apart in the data, for each thread.
-  size_t most = 0;
-  for (const Weight& w : program.weights) {
-    if (!w.order.empty()) most = std::max(most, static_cast<size_t>(kPanel * row_bytes(w.format, w.cols)));
+  matrices_ = packed_;
+  const std::vector<bool> later = left_for_later();
+  size_t bytes_left = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const Weight& w = program.weights[i];
+    if (!later[i]) continue;
+    const auto bytes = static_cast<size_t>(kPanel * row_bytes(w.format, w.cols));
+    const auto* data = reinterpret_cast<const std::byte*>(w.data);
+    matrices_[i] = {w.format, w.rows, w.cols, data, bytes, true};
+    left_.push_back(i);
+    bytes_left += w.bytes;
   }
-  std::vector<std::vector<uint8_t>> gathered_by(static_cast<size_t>(pool.size()), std::vector<uint8_t>(most));
+  bytes_of_turn_ = bytes_left / kTurns;
   auto work = [&](int thread) {
-    std::vector<uint8_t>& gathered = gathered_by[static_cast<size_t>(thread)];
-    for (size_t i = 0; i < matrices_.size(); ++i) {
-      const Matrix& m = matrices_[i];
-      const Weight& w = program.weights[i];
-      if (!m.panels) continue;
-      const int64_t bytes = row_bytes(m.format, m.cols);
-      const auto [first, last] = pool.share(m.panel_count(), thread);
-      const int64_t step = std::max<int64_t>(1, kStep / (bytes * kPanel));
-      for (int64_t begin = first; begin < last; begin += step) {
-        const int64_t end = std::min(last, begin + step);
-        for (int64_t panel = begin; panel < end; ++panel) {
-          const int64_t row = panel * kPanel;
-          const auto rows = static_cast<int>(std::min<int64_t>(kPanel, m.rows - row));
-          const uint8_t* from = w.data + row * bytes;
-          for (int i = 0; i < rows && !w.order.empty(); ++i) {
-            const int64_t place = w.order[static_cast<size_t>(row + i)];
-            std::copy_n(w.data + place * bytes, bytes, gathered.data() + i * bytes);
-            from = gathered.data();
-          }
-          kernels_.pack(m.format, m.cols, from, rows, const_cast<std::byte*>(m.panel(panel)));
-        }
-        // Rows that a later step takes out of this stretch come from the file again.
-        if (w.mapped) {
-          const int64_t row = begin * kPanel, after = std::min(m.rows, end * kPanel);
-          release_mapped(w.data + row * bytes, static_cast<size_t>((after - row) * bytes));
-        }
-      }
+    for (size_t i = 0; i < count; ++i) {
+      if (!later[i]) pack(i, thread);
     }
   };
   pool.run(work);
 }
 
+std::vector<bool> Weights::left_for_later() const {
+  std::vector<int> uses(packed_.size());
+  for (const Op& op : program_.ops) {
+    if (op.kind != Kind::Product && op.kind != Kind::Gated) continue;
+    for (int32_t w : op.weights) {
+      if (w >= 0) ++uses[static_cast<size_t>(w)];
+    }
+  }
+  std::vector<bool> later(packed_.size());
+  size_t bytes = 0;
+  for (size_t i = 0; i < packed_.size(); ++i) {
+    const Weight& w = program_.weights[i];
+    // What is used again within a token comes from the cache, where packed panels are faster.
+    later[i] = packed_[i].panels && w.mapped && w.order.empty() && uses[i] == 1 &&
+               kernels_.stored(w.format);
+    if (later[i]) bytes += w.bytes;
+  }
+  if (bytes < kFewestLeft) later.assign(packed_.size(), false);
+  return later;
+}
+
+// A thread's share of the panels of weight i, where it is a matrix.
+void Weights::pack(size_t i, int thread) {
+  const Matrix& m = packed_[i];
+  const Weight& w = program_.weights[i];
+  if (!m.panels) return;
+  std::vector<uint8_t>& gathered = gathered_[static_cast<size_t>(thread)];
+  const int64_t bytes = row_bytes(m.format, m.cols);
+  const auto [first, last] = pool_.share(m.panel_count(), thread);
+  const int64_t step = std::max<int64_t>(1, kStep / (bytes * kPanel));
+  for (int64_t begin = first; begin < last; begin += step) {
+    const int64_t end = std::min(last, begin + step);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t row = panel * kPanel;
+      const auto rows = static_cast<int>(std::min<int64_t>(kPanel, m.rows - row));
+      const uint8_t* from = w.data + row * bytes;
+      for (int r = 0; r < rows && !w.order.empty(); ++r) {
+        const int64_t place = w.order[static_cast<size_t>(row + r)];
+        std::copy_n(w.data + place * bytes, bytes, gathered.data() + r * bytes);
+        from = gathered.data();
+      }
+      kernels_.pack(m.format, m.cols, from, rows, const_cast<std::byte*>(m.panel(panel)));
+    }
+    // Rows that a later step takes out of this stretch come from the file again.
+    if (w.mapped) {
+      const int64_t row = begin * kPanel, after = std::min(m.rows, end * kPanel);
+      release_mapped(w.data + row * bytes, static_cast<size_t>((after - row) * bytes));
+    }
+  }
+}
+
+bool Weights::begin_turn() {
+  first_ = last_;
+  for (size_t bytes = 0; last_ < left_.size() && bytes < bytes_of_turn_; ++last_) {
+    bytes += program_.weights[left_[last_]].bytes;
+  }
+  return last_ > first_;
+}
+
+void Weights::pack_turn(int thread) {
+  for (size_t i = first_; i < last_; ++i) pack(left_[i], thread);
+}
+
+void Weights::end_turn() {
+  for (size_t i = first_; i < last_; ++i) matrices_[left_[i]] = packed_[left_[i]];
+}
+
 void Weights::row(int32_t i, int64_t r, float* out) const {
   const Weight& w = program_.weight(i);
   const Matrix& m = matrix(i);
-  if (m.panels) {
+  if (m.panels && !m.stored) {
     kernels_.unpack_row(m.format, m.cols, m.panel(r / kPanel), static_cast<int>(r % kPanel), out);
   } else {
     kernels_.dequantise(w.format, w.cols, w.data + r * row_bytes(w.format, w.cols), out);

@@ -15,6 +15,7 @@ struct Matrix {
   int64_t rows, cols;
   const std::byte* panels = nullptr;
   size_t panel_bytes = 0;
+  bool stored = false;  // the panels are the rows as they lie in their file
 
   int64_t panel_count() const { return (rows + kPanel - 1) / kPanel; }
   const std::byte* panel(int64_t i) const { return panels + static_cast<size_t>(i) * panel_bytes; }
@@ -23,7 +24,9 @@ struct Matrix {
 class Weights {
  public:
   // Packs the matrices, on all threads; pages of mapped sources are given back as they are done
-  // with, so that the two copies of a model are never in memory at once.
+  // with, so that the two copies of a model are never in memory at once. Where much lies in a mapped
+  // file that can be multiplied as it is, its packing is left for later: the first token need not
+  // wait for it.
   Weights(const Program&, const Kernels&, Pool&);
 
   const Matrix& matrix(int32_t i) const { return matrices_[static_cast<size_t>(i)]; }
@@ -33,18 +36,36 @@ class Weights {
   }
   // Row r of a matrix or a table as float32.
   void row(int32_t i, int64_t r, float* out) const;
-  // Of the packed matrices and vectors, and of the tables where they lie.
+  // Of the matrices and vectors, and of the tables where they lie.
   size_t bytes() const { return bytes_; }
+  // Whether weight i is read from its data after the constructor.
+  bool stays(size_t i) const {
+    return program_.weights[i].kind == WeightKind::Table || matrices_[i].stored;
+  }
+
+  // Packing what was left, a sixteenth of it at a time: begin_turn says whether something is left;
+  // then every thread calls pack_turn; when all have returned, end_turn.
+  bool begin_turn();
+  void pack_turn(int thread);
+  void end_turn();
 
  private:
-  void pack(const Program&, Pool&);
+  std::vector<bool> left_for_later() const;
+  void pack(size_t i, int thread);
 
   const Program& program_;
   const Kernels& kernels_;
+  const Pool& pool_;
   Region panels_;
-  std::vector<Matrix> matrices_;
+  // As they are now, and as they are once they are packed.
+  std::vector<Matrix> matrices_, packed_;
   std::vector<std::vector<float>> vectors_;
+  // Rows of a panel that lie apart in the data, for each thread.
+  std::vector<std::vector<uint8_t>> gathered_;
   size_t bytes_ = 0;
+  // What is left, in the order of its packing, and the part of it that this turn packs.
+  std::vector<size_t> left_;
+  size_t first_ = 0, last_ = 0, bytes_of_turn_ = 0;
 };
 
 }  // namespace flyweight

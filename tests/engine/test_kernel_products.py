@@ -13,6 +13,7 @@ from .conftest import (
     BF16,
     FLOATS,
     FORMATS,
+    Q8_0,
     QUANTISED,
     Array,
     dequantise,
@@ -165,3 +166,33 @@ def test_what_is_no_number_stays_none(kernels: ModuleType, isa: str, format_: in
             x[0, at] = wrong
             y, _ = multiply(kernels, isa, format_, rows, x)
             assert not np.isfinite(y).any()
+
+
+@pytest.mark.parametrize("format_", (*FLOATS, Q8_0))
+@many
+@given(
+    rows=st.integers(1, 70),
+    blocks=st.integers(1, 40),
+    tokens=st.sampled_from([1, 2, 3, 5, 6, 17, 33]),
+    seed=SEED,
+)
+def test_rows_as_they_are_stored_give_the_same_bits(
+    kernels: ModuleType, isa: str, format_: int, rows: int, blocks: int, tokens: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    cols = 32 * blocks if format_ == Q8_0 else int(rng.integers(1, 40 * blocks + 1))
+    data = random_rows(kernels, format_, rows, cols, rng)
+    x = draw_inputs(rng, tokens, cols, 1.0)
+    packed, _ = multiply(kernels, isa, format_, data, x)
+    inputs = kernels.prepare(isa, format_, x)
+    first = int(rng.integers(0, rows))
+    # At the very end of its memory: nothing beyond is read.
+    flat = np.ascontiguousarray(data.reshape(-1)).copy()
+    stored = kernels.product_stored(isa, format_, cols, flat, first, rows - first, inputs)
+    np.testing.assert_array_equal(np.asarray(stored), packed[:, first:])
+
+
+def test_other_formats_are_not_multiplied_as_they_are_stored(
+    kernels: ModuleType, isa: str
+) -> None:
+    assert [f for f in FORMATS if kernels.stored(isa, f)] == [*FLOATS, Q8_0]
