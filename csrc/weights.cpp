@@ -33,7 +33,7 @@ Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
     } else if (w.kind == WeightKind::Matrix) {
       Matrix& m = packed_[i];
       m = {w.format, w.rows, w.cols, nullptr, kernels.panel_bytes(w.format, w.cols)};
-      total = aligned(total) + static_cast<size_t>(m.panel_count()) * m.panel_bytes;
+      total += aligned(static_cast<size_t>(m.panel_count()) * m.panel_bytes);
       if (!w.order.empty()) gathered = std::max(gathered, kPanel * row);
     } else {
       bytes_ += w.bytes;
@@ -42,17 +42,20 @@ Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
   bytes_ += total;
   release_freed();
   panels_ = Region(total, "the weights", false, true);
+  // What is packed now lies together, so that no page is begun before its time.
+  const std::vector<bool> later = left_for_later();
   size_t offset = 0;
-  for (Matrix& m : packed_) {
-    if (m.panel_bytes == 0) continue;
-    offset = aligned(offset);
-    m.panels = panels_.data() + offset;
-    offset += static_cast<size_t>(m.panel_count()) * m.panel_bytes;
+  for (const bool left : {false, true}) {
+    for (size_t i = 0; i < count; ++i) {
+      Matrix& m = packed_[i];
+      if (m.panel_bytes == 0 || later[i] != left) continue;
+      m.panels = panels_.data() + offset;
+      offset += aligned(static_cast<size_t>(m.panel_count()) * m.panel_bytes);
+    }
   }
   gathered_.assign(static_cast<size_t>(pool.size()), std::vector<uint8_t>(gathered));
 
   matrices_ = packed_;
-  const std::vector<bool> later = left_for_later();
   size_t bytes_left = 0;
   for (size_t i = 0; i < count; ++i) {
     const Weight& w = program.weights[i];
@@ -85,7 +88,7 @@ std::vector<bool> Weights::left_for_later() const {
   for (size_t i = 0; i < packed_.size(); ++i) {
     const Weight& w = program_.weights[i];
     // What is used again within a token comes from the cache, where packed panels are faster.
-    later[i] = packed_[i].panels && w.mapped && w.order.empty() && uses[i] == 1 &&
+    later[i] = w.kind == WeightKind::Matrix && w.mapped && w.order.empty() && uses[i] == 1 &&
                kernels_.stored(w.format);
     if (later[i]) bytes += w.bytes;
   }
