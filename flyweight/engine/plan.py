@@ -21,19 +21,19 @@ def plan(program: Program) -> None:
     """
     lives = _lives(program)
     for rows in Rows:
-        placed: list[int] = []
+        alive: list[int] = []
         own = [b for b in lives if program.buffers[b].rows == rows]
         for b in sorted(own, key=lambda b: lives[b]):
             width = _rounded(program.buffers[b].width)
             at = 0
-            for other in sorted(placed, key=lambda o: program.buffers[o].offset):
+            alive = [other for other in alive if lives[other][1] >= lives[b][0]]
+            for other in sorted(alive, key=lambda o: program.buffers[o].offset):
                 begin = program.buffers[other].offset
                 end = begin + _rounded(program.buffers[other].width)
-                apart = lives[other][1] < lives[b][0]
-                if not apart and begin < at + width and at < end:
+                if begin < at + width and at < end:
                     at = end
             program.buffers[b] = replace(program.buffers[b], offset=at)
-            placed.append(b)
+            alive.append(b)
 
 
 def arena(program: Program, rows: Rows) -> int:

@@ -54,7 +54,7 @@ def bpe(
         "byte_fallback": byte_fallback,
         "ignore_merges": ignore_merges,
         "vocab": dict(vocab),
-        "merges": [list(pair) for pair in merges],
+        "merges": list(merges),
     }
 
 

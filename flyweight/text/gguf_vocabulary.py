@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from itertools import chain
 from typing import Any
 
 from flyweight.spec.errors import CorruptFileError, FlyweightError
@@ -17,7 +18,13 @@ OWN = "flyweight.tokenizer"
 
 
 def document_of(keys: dict[str, Any]) -> dict[str, Any]:
-    """The vocabulary in a GGUF file's metadata as a tokenizer.json, parsed.
+    """``vocabulary_of``'s, as a tokenizer.json whatever it is."""
+    found = vocabulary_of(keys)
+    return found.document() if isinstance(found, Pieces) else found
+
+
+def vocabulary_of(keys: dict[str, Any]) -> Pieces | dict[str, Any]:
+    """The vocabulary in a GGUF file's metadata: SentencePiece's, or a tokenizer.json, parsed.
 
     Models "llama" (SentencePiece BPE) and "gpt2" (byte-level BPE) are read. A beginning-of-text
     token is added as `add_bos_token` says; without that key "llama" adds one and "gpt2" does not.
@@ -27,7 +34,7 @@ def document_of(keys: dict[str, Any]) -> dict[str, Any]:
     if OWN in keys:
         return _own(keys[OWN])
     wanted = {key: value for key, value in keys.items() if key.startswith(_PREFIX)}
-    return _Keys(wanted).document()
+    return _Keys(wanted).vocabulary()
 
 
 def _own(text: Any) -> dict[str, Any]:
@@ -46,7 +53,7 @@ class _Keys:
     def __init__(self, keys: dict[str, Any]) -> None:
         self._keys = {key.removeprefix(_PREFIX): value for key, value in keys.items()}
 
-    def document(self) -> dict[str, Any]:
+    def vocabulary(self) -> Pieces | dict[str, Any]:
         model = self.one("model", str)
         if model is None:
             raise FlyweightError(f"it holds no vocabulary: the key {_PREFIX}model is not in it")
@@ -54,7 +61,7 @@ class _Keys:
             token or f"[EMPTY_{id}]" for id, token in enumerate(self.many("tokens", str))
         ]
         if model == "llama":
-            return self.pieces().document()
+            return self.pieces()
         if model == "gpt2":
             return self.byte_level()
         raise FlyweightError(
@@ -72,7 +79,7 @@ class _Keys:
         value = self._keys.get(name)
         if optional and (value is None or value == []):
             return []
-        if not isinstance(value, list) or not value or any(type(v) is not kind for v in value):
+        if not isinstance(value, list) or set(map(type, value)) != {kind}:
             what = "missing" if value is None else "something else"
             raise CorruptFileError(
                 f"{_PREFIX}{name} is {what}: a list of {kind.__name__} is wanted"
@@ -133,16 +140,7 @@ class _Keys:
         if len(vocab) < len(self.tokens):
             twice = next(t for id, t in enumerate(self.tokens) if vocab[t] != id)
             raise CorruptFileError(f"the token {twice!r} stands in it twice")
-        merges: list[tuple[str, str]] = []
-        for merge in self.many("merges", str, optional="merges" in self._keys):
-            # A token can begin with a space, and none can be empty.
-            at = merge.find(" ", 1)
-            if at < 0 or at == len(merge) - 1:
-                raise CorruptFileError(f"the merge {merge!r} is not two tokens")
-            pair = merge[:at], merge[at + 1 :]
-            if any(token not in vocab for token in (*pair, pair[0] + pair[1])):
-                raise CorruptFileError(f"the merge {merge!r} is of tokens that are not in it")
-            merges.append(pair)
+        merges = _pairs(self.many("merges", str, optional="merges" in self._keys), vocab)
         types = self.types()
         bos_id, add_bos = self.id("bos"), self.one("add_bos_token", bool) is True
         if add_bos and bos_id is None:
@@ -158,3 +156,23 @@ class _Keys:
         return byte_level_document(
             vocab, list(dict.fromkeys(merges)), cut, special, user_defined, mark
         )
+
+
+def _pairs(merges: list[str], vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """Each merge's two tokens. Raises CorruptFileError for one whose tokens ``vocab`` lacks."""
+    # Most vocabularies have one space in each; there are hundreds of thousands.
+    halves = [tuple(merge.split(" ")) for merge in merges]
+    made = (merge.replace(" ", "") for merge in merges)
+    if set(map(len, halves)) == {2} and all(map(vocab.__contains__, chain(*halves, made))):
+        return halves  # type: ignore[return-value]
+    pairs: list[tuple[str, str]] = []
+    for merge in merges:
+        # A token can begin with a space, and none can be empty.
+        at = merge.find(" ", 1)
+        if at < 0 or at == len(merge) - 1:
+            raise CorruptFileError(f"the merge {merge!r} is not two tokens")
+        pair = merge[:at], merge[at + 1 :]
+        if any(token not in vocab for token in (*pair, pair[0] + pair[1])):
+            raise CorruptFileError(f"the merge {merge!r} is of tokens that are not in it")
+        pairs.append(pair)
+    return pairs

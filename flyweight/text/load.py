@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flyweight.spec.collection import no_collection
 from flyweight.spec.errors import CorruptFileError, FlyweightError
 from flyweight.text.byte_level import read_vocabulary_and_merges
 from flyweight.text.bytes import ByteTokenizer, is_byte_tokenizer
 from flyweight.text.gguf_metadata import read_metadata
-from flyweight.text.gguf_vocabulary import OWN, document_of
+from flyweight.text.gguf_vocabulary import OWN, vocabulary_of
 from flyweight.text.pieces import CONTROL, USER_DEFINED, Pieces, holds_pieces, read_document
 from flyweight.text.subword import SubwordTokenizer
 from flyweight.text.tokenizer import Tokenizer, read_json
@@ -34,6 +35,7 @@ _PLACES = (
 _SENTINELS, _MOST_SENTINELS = 100, 100_000
 
 
+@no_collection()
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer at ``path``: a tokenizer.json, a SentencePiece .model, a .gguf, or a folder.
 
@@ -92,7 +94,12 @@ def _read(files: tuple[Path, ...], config: dict[str, Any]) -> Tokenizer:
 def _of_gguf(metadata: dict[str, Any]) -> Tokenizer:
     """The vocabulary of a GGUF file as its keys say it, or the whole tokenizer.json that a file of
     ours may hold besides."""
-    return _of_document(document_of(metadata), {}, metadata.get(OWN))
+    found = vocabulary_of(metadata)
+    if isinstance(found, Pieces):
+        from flyweight.text.piece_tokenizer import PieceTokenizer
+
+        return PieceTokenizer(found)
+    return _of_document(found, {}, metadata.get(OWN))
 
 
 def _of_document(

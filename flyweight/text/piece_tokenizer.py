@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from flyweight.text.charsmap import SPACE, Longest, Normalizer, read_charsmap
@@ -48,8 +49,6 @@ class PieceTokenizer:
         self.bos_id, self.eot_id, self.pad_id = pieces.bos_id, pieces.eot_id, pieces.pad_id
         self.add_bos = pieces.add_bos
         self.strips_first_space = pieces.strips_first_space
-        self._json = json.dumps(pieces.document(), ensure_ascii=False, separators=(",", ":")) + "\n"
-        self.digest = digest(self._json)
         self._controls = pieces.of_type(CONTROL, UNKNOWN)
         self._control = Longest(self._controls)
         user_defined = tuple(pieces.of_type(USER_DEFINED))
@@ -62,7 +61,8 @@ class PieceTokenizer:
             pieces.escape_whitespaces,
             pieces.suffix,
         )
-        byte_ids = {byte: id for id, byte in pieces.bytes_of().items()}
+        self._bytes_of = pieces.bytes_of()
+        byte_ids = {byte: id for id, byte in self._bytes_of.items()}
         self._byte_ids = byte_ids if pieces.byte_fallback else {}
         self._unigram: Unigram | None = None
         self._merges: ScoredMerges | None = None
@@ -71,16 +71,17 @@ class PieceTokenizer:
         else:
             self._merges = self._make_merges()
         self._unknown_text = pieces.unknown_text.encode()
-        bytes_of = pieces.bytes_of()
-        self._as_they_are = frozenset({pieces.unk_id, *bytes_of})
-        self._bytes = [
-            bytes([bytes_of[id]])
-            if id in bytes_of
-            else b""
-            if pieces.types[id] in (UNKNOWN, CONTROL)
-            else piece.replace(SPACE, " ").encode()
-            for id, piece in enumerate(pieces.pieces)
-        ]
+        self._as_they_are = frozenset({pieces.unk_id, *self._bytes_of})
+
+    # Only where it is asked for: nothing that reads or writes text needs it.
+    @cached_property
+    def _json(self) -> str:
+        document = self._pieces.document()
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self._json)
 
     # -- what the pieces become
 
@@ -156,7 +157,11 @@ class PieceTokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         require_id(id, self.vocab_size)
-        return self._bytes[id]
+        if id in self._bytes_of:
+            return bytes([self._bytes_of[id]])
+        if self._pieces.types[id] in (UNKNOWN, CONTROL):
+            return b""
+        return self._pieces.pieces[id].replace(SPACE, " ").encode()
 
     def shown_bytes(self, id: int) -> bytes:
         """As token_bytes, but what `decode` writes where a text held what no piece can say."""

@@ -68,6 +68,30 @@ class Pieces:
                 f"{size} pieces, {len(self.scores)} scores and {len(self.types)} types: as many of"
                 " each are wanted"
             )
+        # One by one only where something is wrong: vocabularies are large.
+        right = (
+            len(set(self.pieces)) == size
+            and all(self.pieces)
+            and max(map(len, self.pieces)) <= _LONGEST
+            and all(map(math.isfinite, self.scores))
+            and set(self.types) <= set(range(NORMAL, BYTE + 1))
+            and len(self.bytes_of()) == self.types.count(BYTE)
+        )
+        if not right:
+            self._refuse()
+        for name in ("unk_id", "bos_id", "eot_id", "pad_id"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < size:
+                raise CorruptFileError(f"{name} = {value} in a vocabulary of {size} pieces")
+        if self.byte_fallback and len(set(self.bytes_of().values())) < 256:
+            raise CorruptFileError("the vocabulary falls back to bytes and lacks some of the 256")
+        if self.add_bos and self.bos_id is None:
+            raise CorruptFileError("a beginning-of-text token is to be added, and there is none")
+        if self.add_eot and self.eot_id is None:
+            raise CorruptFileError("an end-of-text token is to be added, and there is none")
+
+    def _refuse(self) -> None:
+        """Raises CorruptFileError for the first piece that is none."""
         seen: set[str] = set()
         for id, piece in enumerate(self.pieces):
             if not piece or piece in seen:
@@ -86,16 +110,6 @@ class Pieces:
                 )
             if self.types[id] == BYTE and _byte(piece) is None:
                 raise CorruptFileError(f"byte piece {id} is {piece!r}, which is no byte")
-        for name in ("unk_id", "bos_id", "eot_id", "pad_id"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < size:
-                raise CorruptFileError(f"{name} = {value} in a vocabulary of {size} pieces")
-        if self.byte_fallback and len(set(self.bytes_of().values())) < 256:
-            raise CorruptFileError("the vocabulary falls back to bytes and lacks some of the 256")
-        if self.add_bos and self.bos_id is None:
-            raise CorruptFileError("a beginning-of-text token is to be added, and there is none")
-        if self.add_eot and self.eot_id is None:
-            raise CorruptFileError("an end-of-text token is to be added, and there is none")
 
     def bytes_of(self) -> dict[int, int]:
         """The byte of each byte piece, by id."""
@@ -180,12 +194,12 @@ class Pieces:
     def _merges(self) -> list[list[str]]:
         """Every way in which two pieces make a third, the best-scored third first."""
         known = self.of_type(NORMAL, UNUSED)
-        found = [
-            (-self.scores[id], id, known[piece[:cut]], [piece[:cut], piece[cut:]])
-            for piece, id in known.items()
-            for cut in range(1, len(piece))
-            if piece[:cut] in known and piece[cut:] in known
-        ]
+        found: list[tuple[float, int, int, list[str]]] = []
+        for piece, id in known.items():
+            for cut in range(1, len(piece)):
+                left = known.get(piece[:cut])
+                if left is not None and piece[cut:] in known:
+                    found.append((-self.scores[id], id, left, [piece[:cut], piece[cut:]]))
         return [pair for *_, pair in sorted(found)]
 
     def _mark(self) -> dict[str, Any]:

@@ -68,9 +68,7 @@ class SubwordTokenizer:
         eot: str | None = None,
         written: str | None = None,
     ) -> None:
-        if written is None:
-            written = json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n"
-        self._json = written
+        self._document, self._written = document, written
         self._plain = self._tokenizer(specials=False)
         try:
             self._plain.encode("a")
@@ -80,7 +78,6 @@ class SubwordTokenizer:
                 raise
             raise CorruptFileError(f"a tokenizer that cannot encode: {error}") from None
         self.kind: str = document["model"].get("type", "BPE").lower()
-        self.digest = digest(self._json)
         added: dict[int, AddedToken] = self._plain.get_added_tokens_decoder()
         # Without a copy of the library's.
         vocab = document["model"]["vocab"]
@@ -162,9 +159,22 @@ class SubwordTokenizer:
         """Read any byte-level or SentencePiece-like tokenizer.json. See the class for the rest."""
         return cls(read_json(path), add_bos, bos, eot)
 
+    # Only where it is asked for: nothing that reads or writes text needs it.
+    @cached_property
+    def _json(self) -> str:
+        if self._written is not None:
+            return self._written
+        return json.dumps(self._document, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self._json)
+
     def _tokenizer(self, specials: bool) -> tokenizers.Tokenizer:
         try:
-            made: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(self._json)
+            made = of_parts(self._document)
+            if made is None:
+                made = tokenizers.Tokenizer.from_str(self._json)
         except Exception as error:  # the library raises nothing narrower
             raise CorruptFileError(f"not a tokenizer.json that can be read: {error}") from None
         made.no_truncation()
@@ -246,6 +256,32 @@ class SubwordTokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         write(self._json, path)
+
+
+_MODEL = {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
+          "byte_fallback", "ignore_merges"}  # fmt: skip
+
+
+def of_parts(document: dict[str, Any]) -> tokenizers.Tokenizer | None:
+    """The library's tokenizer with the vocabulary of a BPE handed over as it is: written as text
+    and read again it takes three times as long. None where the whole must be read."""
+    model, added = document["model"], document.get("added_tokens") or []
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if model.get("type") != "BPE" or not isinstance(vocab, dict) or not isinstance(merges, list):
+        return None
+    if not merges or not set(map(type, merges)) <= {list, tuple}:
+        return None
+    shell = {**document, "model": {**model, "vocab": {}, "merges": []}, "added_tokens": []}
+    made: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(json.dumps(shell))
+    settings = {name: model[name] for name in _MODEL if model.get(name) is not None}
+    made.model = models.BPE(vocab=vocab, merges=list(map(tuple, merges)), **settings)
+    for token in added:
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        one = AddedToken(token["content"], **{flag: token[flag] for flag in flags})
+        (made.add_special_tokens if token["special"] else made.add_tokens)([one])
+        if made.token_to_id(token["content"]) != token["id"]:
+            return None
+    return made
 
 
 _BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}

@@ -34,8 +34,11 @@ class Tokenizer(Protocol):
     # Whether a model with this tokenizer expects bos_id in front of a text. `encode` itself puts
     # it there only when asked.
     add_bos: bool
-    # sha256, in hex, of the bytes that `save` writes.
-    digest: str
+
+    @property
+    def digest(self) -> str:
+        """sha256, in hex, of the bytes that `save` writes."""
+        ...
 
     def encode(self, text: str, bos: bool | None = None, specials: bool = False) -> list[int]:
         """The ids of ``text``, with ``bos_id`` first if ``bos`` is True (None adds nothing).

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -16,7 +17,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
 from flyweight.text.bytes import ByteTokenizer
 from flyweight.text.load import load_tokenizer
-from flyweight.text.subword import SubwordTokenizer
+from flyweight.text.subword import SubwordTokenizer, of_parts
 from flyweight.text.tokenizer import StreamDecoder, Tokenizer, byte_lengths
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -269,3 +270,65 @@ def test_what_is_no_tokenizer_is_said_to_be_none(tmp_path: Path) -> None:
     file.write_text(word_piece.to_str())
     with pytest.raises(FlyweightError, match="decoder \\(WordPiece\\) is not supported"):
         load_tokenizer(file)
+
+
+def handed_over(document: dict[str, Any]) -> dict[str, Any]:
+    """What the library says of a tokenizer whose vocabulary was handed over, beside one that it
+    read from text: the same, or the first of them is not made."""
+    read = json.loads(tokenizers.Tokenizer.from_str(json.dumps(document)).to_str())
+    made = of_parts(document)
+    assert made is None or json.loads(made.to_str()) == read
+    return {} if made is None else read
+
+
+def test_a_vocabulary_that_is_handed_over_is_the_one_that_is_read(bpe: SubwordTokenizer) -> None:
+    document = json.loads(bpe.to_json())
+    assert handed_over(document)
+    flags = {"single_word": False, "lstrip": True, "rstrip": False, "normalized": True}
+    inside = {"id": 3, "content": bpe.decode([3]), **flags, "special": False}
+    behind = {"id": 600, "content": "<more>", **flags, "special": True}
+    document["added_tokens"] = [inside, *document["added_tokens"], behind]
+    assert len(handed_over(document)["added_tokens"]) == 4
+    document["model"] |= {"unk_token": "a", "fuse_unk": True, "byte_fallback": True}
+    assert handed_over(document)["model"]["unk_token"] == "a"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"added_tokens": [{"id": 900, "content": "<far>"}]},
+        {"model": {"merges": ["t h"]}},
+        {"model": {"merges": []}},
+    ],
+)
+def test_what_cannot_be_handed_over_is_read_as_text(
+    bpe: SubwordTokenizer, change: dict[str, Any]
+) -> None:
+    document = json.loads(bpe.to_json())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    for token in change.get("added_tokens", []):
+        document["added_tokens"].append({**token, **flags, "special": True})
+    document["model"] |= change.get("model", {})
+    assert not handed_over(document)
+    assert SubwordTokenizer(document).decode([5, 6]) == bpe.decode([5, 6])
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("vocab", {"a": -1}),
+        ("vocab", {"a": 1 << 40}),
+        ("vocab", {"a": "b"}),
+        ("merges", [["no", "such"]]),
+        ("merges", [["a"]]),
+        ("merges", [[1, 2]]),
+        ("dropout", "often"),
+    ],
+)
+def test_a_vocabulary_that_is_none_is_one_clear_error(
+    bpe: SubwordTokenizer, key: str, wrong: Any
+) -> None:
+    document = json.loads(bpe.to_json())
+    document["model"][key] = wrong
+    with pytest.raises(CorruptFileError, match=r"not a tokenizer\.json that can be read"):
+        SubwordTokenizer(document)
