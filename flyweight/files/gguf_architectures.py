@@ -6,16 +6,20 @@ What none computes is said by name; such a model goes into a file of the archite
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from flyweight.files.ordinary import expand, ours_alone
+from flyweight.spec.frequencies import exact_frequencies
 from flyweight.spec.model import ModelSpec, Scale
-from flyweight.spec.position import DynamicScaling, LinearScaling, Llama3Scaling, LongRope
-
-if TYPE_CHECKING:
-    from flyweight.files.blocks import Floats
+from flyweight.spec.position import (
+    DynamicScaling,
+    LinearScaling,
+    LongRope,
+    Position,
+)
 
 # A pair of dimensions whose angles are divided by this does not turn.
 STILL = 1e30
@@ -42,7 +46,7 @@ class Target(NamedTuple):
     architecture: Architecture
     keys: dict[str, Any]
     expanded: ModelSpec
-    tensors: dict[str, Floats]
+    tensors: dict[str, array[float]]
 
 
 def target(spec: ModelSpec, family: str = "") -> Target | list[str]:
@@ -286,45 +290,31 @@ def _interpolated(spec: ModelSpec) -> bool:
     return isinstance(spec.position.scaling, LinearScaling) and spec.position.fraction == 1.0
 
 
-def _rope_tensors(name: str, spec: ModelSpec) -> dict[str, Floats]:
+def _rope_tensors(name: str, spec: ModelSpec) -> dict[str, array[float]]:
     scaling = spec.position.scaling
     if scaling is None and spec.rotary_dim == spec.head_dim:
         return {}
-    import numpy as np
-
     if name == "phi3" and isinstance(scaling, LongRope):
         ones = (1.0,) * (spec.rotary_dim // 2)
         return {
-            "rope_factors_long.weight": np.array(scaling.long or ones, dtype=np.float32),
-            "rope_factors_short.weight": np.array(scaling.short or ones, dtype=np.float32),
+            "rope_factors_long.weight": array("f", scaling.long or ones),
+            "rope_factors_short.weight": array("f", scaling.short or ones),
         }
     if name == "llama":
         divisors = _divisors(spec)
-        if not _interpolated(spec) and (divisors != 1).any():
+        if not _interpolated(spec) and any(divisor != 1 for divisor in divisors):
             return {"rope_freqs.weight": divisors}
     return {}
 
 
-def _divisors(spec: ModelSpec) -> Floats:
+def _divisors(spec: ModelSpec) -> array[float]:
     """What llama's angles are divided by to become the spec's: theta^(-2i/d) for a head's d
     dimensions over the frequency that turns pair i. Pairs that do not turn get STILL."""
-    import numpy as np
-
-    position, rotary = spec.position, spec.rotary_dim
-    theirs = position.theta ** -(np.arange(0, spec.head_dim, 2) / spec.head_dim)
-    ours = position.theta ** -(np.arange(0, rotary, 2) / rotary)
-    match position.scaling:
-        case LinearScaling(factor=float(factor)):
-            ours = ours / factor
-        case LongRope(short=tuple(factors)):
-            ours = ours / np.array(factors)
-        case Llama3Scaling() as scaling:
-            turns = scaling.original * ours / (2 * np.pi)
-            kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clip(0, 1)
-            ours = ours * (kept + (1 - kept) / scaling.factor)
-    made = np.full(spec.head_dim // 2, STILL, dtype=np.float32)
-    made[: rotary // 2] = theirs[: rotary // 2] / ours
-    return made
+    plain = Position(theta=spec.position.theta)
+    theirs = exact_frequencies(plain, spec.head_dim)
+    ours = exact_frequencies(spec.position, spec.rotary_dim)
+    turning = [their / our for their, our in zip(theirs, ours, strict=False)]
+    return array("f", turning + [STILL] * (len(theirs) - len(ours)))
 
 
 # The first that fits is taken.

@@ -107,10 +107,12 @@ class _Keys:
             return None
         if len(tensor.shape) != 1 or tensor.shape[0] > 1 << 16:
             raise CorruptFileError(f"tensor {name!r} is {list(tensor.shape)}: a list is wanted")
-        values = tensor.dequantise()
-        if not ((values > 0) & (values < float("inf"))).all():
+        if tensor.form.number != 0:
+            raise CorruptFileError(f"tensor {name!r} is in {tensor.form.name}: f32 is wanted")
+        values: tuple[float, ...] = struct.unpack(f"<{tensor.shape[0]}f", tensor.flat)
+        if not all(0 < value < math.inf for value in values):
             raise CorruptFileError(f"tensor {name!r} holds numbers that are not positive")
-        return tuple(values.tolist())
+        return values
 
     def width_of(self, name: str) -> int:
         """The rows of a matrix."""

@@ -189,7 +189,8 @@ def _tensors(spec: ModelSpec, source: Source, ordinary: Target, types: Types) ->
             places = None if order is None else np.array(order)
             rows = _Rows(source, ours, segment.ours, places, factor, length)
             yield Written(piece.name, piece.shape, form, rows)
-    for name, vector in ordinary.tensors.items():
+    for name, numbers in ordinary.tensors.items():
+        vector = np.asarray(numbers, dtype=np.float32)
         yield Written(name, vector.shape, FORMATS["f32"], partial(_constant, vector))
 
 

@@ -14,6 +14,11 @@ from flyweight.spec.position import DynamicScaling, LinearScaling, Llama3Scaling
 def rope_frequencies(position: Position, rotary_dim: int, length: int = 0) -> array[float]:
     """theta^(-2i/d) for i < d/2 (arXiv:2104.09864, eq. 15), scaled as ``position.scaling`` says
     for a sequence of ``length`` positions. Computed in float64; d/2 numbers in float32."""
+    return array("f", exact_frequencies(position, rotary_dim, length))
+
+
+def exact_frequencies(position: Position, rotary_dim: int, length: int = 0) -> list[float]:
+    """``rope_frequencies``, in float64."""
     theta, scaling = position.theta, position.scaling
     if isinstance(scaling, DynamicScaling) and length > scaling.original:
         stretch = scaling.factor * length / scaling.original - scaling.factor + 1
@@ -30,7 +35,7 @@ def rope_frequencies(position: Position, rotary_dim: int, length: int = 0) -> ar
             turns = scaling.original * frequency / (2 * pi)
             kept = min(1.0, max(0.0, (turns - scaling.low) / (scaling.high - scaling.low)))
             frequencies[i] *= kept + (1 - kept) / scaling.factor
-    return array("f", frequencies)
+    return frequencies
 
 
 def alibi_divisor(position: Position, length: int) -> float:

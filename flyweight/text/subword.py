@@ -269,7 +269,7 @@ def of_parts(document: dict[str, Any]) -> tokenizers.Tokenizer | None:
     vocab, merges = model.get("vocab"), model.get("merges")
     if model.get("type") != "BPE" or not isinstance(vocab, dict) or not isinstance(merges, list):
         return None
-    if not merges or not set(map(type, merges)) <= {list, tuple}:
+    if not set(map(type, merges)) <= {list, tuple}:
         return None
     shell = {**document, "model": {**model, "vocab": {}, "merges": []}, "added_tokens": []}
     made: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(json.dumps(shell))

@@ -137,8 +137,23 @@ def test_garbage_is_looked_for_again_after_loading(gguf: Path) -> None:
         gc.enable()
 
 
-def test_a_gguf_talks_without_numpy(gguf: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"position": {"fraction": 0.5}},
+        {"position": {"scaling": {"kind": "llama3", "factor": 4, "original": 32}}},
+        {"attention": {"heads": 4, "kv_heads": 2, "qk_norm": True, "qk_gain": True}},
+        {"share": {"feedforward": "all"}},
+    ],
+)
+def test_a_gguf_talks_without_numpy(
+    folder: Callable[..., Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
     """Which takes as long to import as a small model to load."""
+    gguf = tmp_path / "model.gguf"
+    made = folder(LLAMA | changes, "exported")
+    assert main(["export", str(made), str(gguf), "--to", "gguf", "--type", "f32"]) == 0
     code = (
         "import sys; sys.modules['numpy'] = None\n"
         f"import flyweight; model = flyweight.load({str(gguf)!r})\n"
