@@ -190,7 +190,7 @@ def test_a_run_started_from_weights_can_be_trained_again_from_its_run_toml(
         (['text.tokenizer={ kind = "bpe", size = 400 }'], ["trains a new vocabulary"]),
         (["text.tokenizer=bytes"], ["text.tokenizer = bytes is not", "258 tokens, the model's"]),
         (["start.model=elsewhere"], ["both set"]),
-        (["model.start=4"], ["`start.model`", "string"]),
+        (["model.start=4"], ["`start.model`", "text is wanted"]),
         (["model.start=stlm-10m"], ["a name of the zoo", 'model.use = "stlm-10m"']),
         (["model.start=nothing-there"], ["no model at"]),
         (["model.start=texts"], ["is no model"]),

@@ -224,7 +224,7 @@ MODEL = {"width": 32, "depth": 1, "attention": {"heads": 2}, "feedforward": {"hi
         ({"use": "quickstart"}, {"spans": {}}, r"objective\.spans does not apply .*'patches'"),
         ({"use": "stlm-bytes"}, {"z_loss": 0.1}, r"objective\.z_loss does not apply .*'slots'"),
         ({"use": "quickstart", "ahead": 2}, {}, "ahead applies to decoders with"),
-        (MODEL, {"spans": {"density": 0.9}}, "less than or equal to 0.5"),
+        (MODEL, {"spans": {"density": 0.9}}, r"0\.5 or less is wanted"),
         (MODEL, {"label_smoothing": 1.0}, "less than 1"),
     ],
 )
