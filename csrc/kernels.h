@@ -21,6 +21,12 @@ int64_t block_bytes(Format);
 // Rows of a weight matrix that are packed and computed together.
 constexpr int kPanel = 16;
 
+// Whether there is a product with rows that are not packed.
+constexpr bool multiplied_as_stored(Format format) {
+  return format == Format::F32 || format == Format::F16 || format == Format::BF16 ||
+         format == Format::Q8_0;
+}
+
 // What a loss adds to the plain cross-entropy of scale * logits, in nats: `smoothing` of the
 // target's weight is spread over all (arXiv:1512.00567), z times the squared log of the softmax's
 // sum is added (arXiv:2204.02311). The gradient alone is multiplied by `factor`.
@@ -71,9 +77,8 @@ struct Kernels {
   void (*prepare)(Format, int64_t cols, const float* x, void* input);
   void (*product)(Format, int64_t cols, const void* panels, int64_t rows, const void* inputs,
                   size_t input_stride, int64_t tokens, float* out, int64_t out_stride);
-  // The same, to the bit, with rows in ggml's layout, one after another: for the formats that
-  // `stored` names, at memory's speed but not at that of a cache.
-  bool (*stored)(Format);
+  // The same, to the bit, with rows in ggml's layout, one after another: for the formats that are
+  // multiplied_as_stored, at memory's speed but not at that of a cache.
   void (*product_stored)(Format, int64_t cols, const void* data, int64_t rows, const void* inputs,
                          size_t input_stride, int64_t tokens, float* out, int64_t out_stride);
 

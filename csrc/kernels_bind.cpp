@@ -117,7 +117,7 @@ Out<float> product_stored(const std::string& isa, uint32_t number, int64_t cols,
   const Kernels& k = table(isa);
   const Format f = format_of(number, cols);
   const size_t row = row_bytes(f, cols);
-  require(k.stored(f), "the format is not one that products take as it is stored");
+  require(multiplied_as_stored(f), "the format is not one that products take as it is stored");
   require(first >= 0 && rows > 0 && (first + rows) * row <= data.size(), "rows are too few");
   require(inputs.shape(1) >= k.input_bytes(f, cols), "inputs are too short");
   Out<float> out = make<float>({inputs.shape(0), static_cast<size_t>(rows)});
@@ -211,9 +211,8 @@ void bind_kernels(nb::module_& m) {
   k.def("prepare", &prepare_rows, "isa"_a, "format"_a, "x"_a);
   k.def("product", &product, "isa"_a, "format"_a, "cols"_a, "panels"_a, "first"_a, "rows"_a,
         "inputs"_a, "repeats"_a = 1);
-  k.def("stored", [](const std::string& isa, uint32_t f) {
-    return table(isa).stored(static_cast<Format>(f));
-  });
+  k.def("multiplied_as_stored",
+        [](uint32_t f) { return multiplied_as_stored(static_cast<Format>(f)); });
   k.def("product_stored", &product_stored, "isa"_a, "format"_a, "cols"_a, "data"_a, "first"_a,
         "rows"_a, "inputs"_a, "repeats"_a = 1);
   k.def("unpack_row", &unpack, "isa"_a, "format"_a, "cols"_a, "panels"_a, "row"_a);

@@ -305,6 +305,16 @@ inline void for_tokens(int64_t t, int64_t tokens, Function f) {
   }
 }
 
+// f<P>(row) over all rows, P panels at a time and then one by one.
+template <int P, class Function>
+inline void for_panels(int64_t rows, Function f) {
+  int64_t row = 0;
+  for (; row + (P - 1) * kPanel < rows; row += P * kPanel) f.template operator()<P>(row);
+  if constexpr (P > 1) {
+    for (; row < rows; row += kPanel) f.template operator()<1>(row);
+  }
+}
+
 template <Format format, int P, class Panels>
 void product_many(int64_t cols, const Panels& panels, int64_t row, const Inputs& x, int64_t tokens,
                   const Outputs& out) {
@@ -329,18 +339,12 @@ void product_many(int64_t cols, const Panels& panels, int64_t row, const Inputs&
   }
 }
 
-// All rows, P panels at a time.
 template <Format format, class Panels>
 void product_unpacked(int64_t cols, const Panels& panels, int64_t rows, const Inputs& x,
                       int64_t tokens, const Outputs& out) {
-  constexpr int P = Lanes::kPanels;
-  int64_t row = 0;
-  for (; row + (P - 1) * kPanel < rows; row += P * kPanel) {
+  for_panels<Lanes::kPanels>(rows, [&]<int P>(int64_t row) {
     product_many<format, P>(cols, panels, row, x, tokens, out);
-  }
-  if constexpr (P > 1) {
-    for (; row < rows; row += kPanel) product_many<format, 1>(cols, panels, row, x, tokens, out);
-  }
+  });
 }
 
 template <Format format>

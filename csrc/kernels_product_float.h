@@ -116,21 +116,14 @@ void float_panels(int64_t cols, const uint8_t* panels, int64_t row, const Inputs
 template <Format format>
 void product_float(int64_t cols, const uint8_t* panels, int64_t rows, const Inputs& x,
                    int64_t tokens, const Outputs& out) {
-  int64_t row = 0;
   if (tokens == 1) {
-    for (; row + (kStreams - 1) * kPanel < rows; row += kStreams * kPanel) {
-      float_row<format, kStreams>(cols, panels, row, x, out);
-    }
-    for (; row < rows; row += kPanel) float_row<format, 1>(cols, panels, row, x, out);
-  } else {
-    constexpr int P = Lanes::kFloatPanels;
-    for (; row + (P - 1) * kPanel < rows; row += P * kPanel) {
-      float_panels<format, Lanes::kFloatTokens, P>(cols, panels, row, x, tokens, out);
-    }
+    return for_panels<kStreams>(rows, [&]<int P>(int64_t row) {
+      float_row<format, P>(cols, panels, row, x, out);
+    });
   }
-  for (; row < rows; row += kPanel) {
-    float_panels<format, Lanes::kFloatTokens, 1>(cols, panels, row, x, tokens, out);
-  }
+  for_panels<Lanes::kFloatPanels>(rows, [&]<int P>(int64_t row) {
+    float_panels<format, Lanes::kFloatTokens, P>(cols, panels, row, x, tokens, out);
+  });
 }
 
 }  // namespace

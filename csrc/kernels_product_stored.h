@@ -10,10 +10,6 @@
 namespace flyweight {
 namespace {
 
-constexpr bool can_be_stored(Format format) {
-  return layout(format).bits == 0 || format == Format::Q8_0;
-}
-
 // Sixteen rows, `apart` from one to the next; behind the last one there is, that one again.
 struct StoredRows {
   const uint8_t* at[kPanel];
@@ -237,14 +233,9 @@ void product_of_stored(int64_t cols, const uint8_t* data, int64_t rows, const In
 #endif
     product_unpacked<format>(cols, panels, rows, x, tokens, out);
   } else {
-    constexpr int P = Lanes::kFloatPanels;
-    int64_t row = 0;
-    for (; row + (P - 1) * kPanel < rows; row += P * kPanel) {
+    for_panels<Lanes::kFloatPanels>(rows, [&]<int P>(int64_t row) {
       stored_panels<format, P>(cols, data, row, x, tokens, out);
-    }
-    if constexpr (P > 1) {
-      for (; row < rows; row += kPanel) stored_panels<format, 1>(cols, data, row, x, tokens, out);
-    }
+    });
   }
 }
 

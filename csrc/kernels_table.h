@@ -53,8 +53,6 @@ void product(Format format, int64_t cols, const void* panels, int64_t rows, cons
   }
 }
 
-bool stored(Format format) { return can_be_stored(format); }
-
 void product_stored(Format format, int64_t cols, const void* data, int64_t rows, const void* inputs,
                     size_t input_stride, int64_t tokens, float* out, int64_t out_stride) {
   const auto* w = static_cast<const uint8_t*>(data);
@@ -65,13 +63,14 @@ void product_stored(Format format, int64_t cols, const void* data, int64_t rows,
     case Format::F16: return product_of_stored<Format::F16>(cols, w, rows, x, tokens, y);
     case Format::BF16: return product_of_stored<Format::BF16>(cols, w, rows, x, tokens, y);
     case Format::Q8_0: return product_of_stored<Format::Q8_0>(cols, w, rows, x, tokens, y);
-    default: return;
+    default: return;  // not multiplied_as_stored
   }
 }
 
 constexpr Kernels make_table() {
   return {Lanes::kName, panel_bytes, pack,     unpack_row, dequantise,   input_bytes,
-          prepare,      product,     stored,   product_stored, rms_norm, layer_norm, activate,     multiply,
+          prepare,      product,     product_stored,
+          rms_norm,     layer_norm,  activate, multiply,
           add,          rotate,      stored_bytes, store,  attend,
           cross_entropy, attention_gradient, rms_norm_row, rms_norm_gradient, rotate_row,
           relu2_row};

@@ -22,10 +22,9 @@ Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
   const size_t count = program.weights.size();
   packed_.resize(count);
   vectors_.resize(count);
-  size_t total = 0, gathered = 0;
+  size_t total = 0;
   for (size_t i = 0; i < count; ++i) {
     const Weight& w = program.weights[i];
-    const auto row = static_cast<size_t>(row_bytes(w.format, w.cols));
     if (w.kind == WeightKind::Vector) {
       vectors_[i].resize(static_cast<size_t>(w.cols));
       kernels.dequantise(w.format, w.cols, w.data, vectors_[i].data());
@@ -34,7 +33,6 @@ Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
       Matrix& m = packed_[i];
       m = {w.format, w.rows, w.cols, nullptr, kernels.panel_bytes(w.format, w.cols)};
       total += aligned(static_cast<size_t>(m.panel_count()) * m.panel_bytes);
-      if (!w.order.empty()) gathered = std::max(gathered, kPanel * row);
     } else {
       bytes_ += w.bytes;
     }
@@ -53,7 +51,6 @@ Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
       offset += aligned(static_cast<size_t>(m.panel_count()) * m.panel_bytes);
     }
   }
-  gathered_.assign(static_cast<size_t>(pool.size()), std::vector<uint8_t>(gathered));
 
   matrices_ = packed_;
   size_t bytes_left = 0;
@@ -67,9 +64,17 @@ Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
     bytes_left += w.bytes;
   }
   bytes_of_turn_ = bytes_left / kTurns;
+  // For rows of a panel that lie apart in the data; made here, for threads cannot say that memory is
+  // short.
+  size_t most = 0;
+  for (const Weight& w : program.weights) {
+    if (!w.order.empty()) most = std::max(most, static_cast<size_t>(kPanel * row_bytes(w.format, w.cols)));
+  }
+  std::vector<std::vector<uint8_t>> gathered(static_cast<size_t>(pool.size()),
+                                             std::vector<uint8_t>(most));
   auto work = [&](int thread) {
     for (size_t i = 0; i < count; ++i) {
-      if (!later[i]) pack(i, thread);
+      if (!later[i]) pack(i, thread, gathered[static_cast<size_t>(thread)].data());
     }
   };
   pool.run(work);
@@ -89,19 +94,19 @@ std::vector<bool> Weights::left_for_later() const {
     const Weight& w = program_.weights[i];
     // What is used again within a token comes from the cache, where packed panels are faster.
     later[i] = w.kind == WeightKind::Matrix && w.mapped && w.order.empty() && uses[i] == 1 &&
-               kernels_.stored(w.format);
+               multiplied_as_stored(w.format);
     if (later[i]) bytes += w.bytes;
   }
   if (bytes < kFewestLeft) later.assign(packed_.size(), false);
   return later;
 }
 
-// A thread's share of the panels of weight i, where it is a matrix.
-void Weights::pack(size_t i, int thread) {
+// A thread's share of the panels of weight i, where it is a matrix. gathered: room for a panel's rows,
+// where they have an order.
+void Weights::pack(size_t i, int thread, uint8_t* gathered) {
   const Matrix& m = packed_[i];
   const Weight& w = program_.weights[i];
   if (!m.panels) return;
-  std::vector<uint8_t>& gathered = gathered_[static_cast<size_t>(thread)];
   const int64_t bytes = row_bytes(m.format, m.cols);
   const auto [first, last] = pool_.share(m.panel_count(), thread);
   const int64_t step = std::max<int64_t>(1, kStep / (bytes * kPanel));
@@ -113,8 +118,8 @@ void Weights::pack(size_t i, int thread) {
       const uint8_t* from = w.data + row * bytes;
       for (int r = 0; r < rows && !w.order.empty(); ++r) {
         const int64_t place = w.order[static_cast<size_t>(row + r)];
-        std::copy_n(w.data + place * bytes, bytes, gathered.data() + r * bytes);
-        from = gathered.data();
+        std::copy_n(w.data + place * bytes, bytes, gathered + r * bytes);
+        from = gathered;
       }
       kernels_.pack(m.format, m.cols, from, rows, const_cast<std::byte*>(m.panel(panel)));
     }
@@ -135,7 +140,7 @@ bool Weights::begin_turn() {
 }
 
 void Weights::pack_turn(int thread) {
-  for (size_t i = first_; i < last_; ++i) pack(left_[i], thread);
+  for (size_t i = first_; i < last_; ++i) pack(left_[i], thread, nullptr);
 }
 
 void Weights::end_turn() {

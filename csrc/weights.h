@@ -51,7 +51,7 @@ class Weights {
 
  private:
   std::vector<bool> left_for_later() const;
-  void pack(size_t i, int thread);
+  void pack(size_t i, int thread, uint8_t* gathered);
 
   const Program& program_;
   const Kernels& kernels_;
@@ -60,8 +60,6 @@ class Weights {
   // As they are now, and as they are once they are packed.
   std::vector<Matrix> matrices_, packed_;
   std::vector<std::vector<float>> vectors_;
-  // Rows of a panel that lie apart in the data, for each thread.
-  std::vector<std::vector<uint8_t>> gathered_;
   size_t bytes_ = 0;
   // What is left, in the order of its packing, and the part of it that this turn packs.
   std::vector<size_t> left_;

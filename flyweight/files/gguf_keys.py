@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from flyweight.files.formats import FORMATS
 from flyweight.files.gguf import GgufFile
 from flyweight.files.gguf_architectures import ARCHITECTURES
 from flyweight.spec.errors import ConfigurationError, CorruptFileError, FlyweightError
@@ -107,7 +108,7 @@ class _Keys:
             return None
         if len(tensor.shape) != 1 or tensor.shape[0] > 1 << 16:
             raise CorruptFileError(f"tensor {name!r} is {list(tensor.shape)}: a list is wanted")
-        if tensor.form.number != 0:
+        if tensor.form is not FORMATS["f32"]:
             raise CorruptFileError(f"tensor {name!r} is in {tensor.form.name}: f32 is wanted")
         values: tuple[float, ...] = struct.unpack(f"<{tensor.shape[0]}f", tensor.flat)
         if not all(0 < value < math.inf for value in values):

@@ -192,5 +192,5 @@ def test_rows_as_they_are_stored_give_the_same_bits(
     np.testing.assert_array_equal(np.asarray(stored), packed[:, first:])
 
 
-def test_other_formats_are_not_multiplied_as_they_are_stored(kernels: ModuleType, isa: str) -> None:
-    assert [f for f in FORMATS if kernels.stored(isa, f)] == [*FLOATS, Q8_0]
+def test_other_formats_are_not_multiplied_as_they_are_stored(kernels: ModuleType) -> None:
+    assert [f for f in FORMATS if kernels.multiplied_as_stored(f)] == [*FLOATS, Q8_0]
