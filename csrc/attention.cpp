@@ -11,7 +11,7 @@ namespace flyweight {
 namespace {
 
 // Query rows of one key-value head that go through a block of the cache together.
-constexpr int64_t kQueries = 32;
+constexpr int64_t kQueries = 64;
 // Positions of one head before the next one's turn.
 constexpr int64_t kTurn = 64;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
@@ -242,21 +242,31 @@ void Executor::attend_split(const Heads& heads, int thread) {
   }
 }
 
-// Many rows: pieces of a segment's rows, by head, every thread taking each threads-th of them.
+// Many rows: pieces of a segment's rows, by head, to whoever asks. The first rows see least, and many
+// of them are given at once.
 void Executor::attend_many(const Heads& heads, int thread) {
   float* state = floats(scratch_[static_cast<size_t>(thread)].attention);
   const auto set = static_cast<size_t>(heads.op.rows);
-  int64_t piece = 0;
-  for (const Segment& segment : batch_.segments()) {
-    const int64_t end = segment.first[set] + segment.count[set];
-    for (int64_t r = segment.first[set]; r < end; r += heads.rows_at_once) {
-      const int64_t count = std::min(heads.rows_at_once, end - r);
-      for (int64_t head = 0; head < heads.args.kv_heads; ++head) {
-        if (piece++ % pool_.size() != thread) continue;
+  const int64_t each = heads.rows_at_once, kv_heads = heads.args.kv_heads;
+  const auto& segments = batch_.segments();
+  const auto pieces = [&](const Segment& segment) { return (segment.count[set] + each - 1) / each; };
+  int64_t all = 0;
+  for (const Segment& segment : segments) all += pieces(segment) * kv_heads;
+  for (;;) {
+    const auto [first, last] = pool_.next(all, 1);
+    if (first == last) return;
+    int64_t before = 0;
+    for (const Segment& segment : segments) {
+      const int64_t here = pieces(segment) * kv_heads;
+      for (int64_t i = std::max(first, before); i < std::min(last, before + here); ++i) {
+        const int64_t r = segment.first[set] + (i - before) / kv_heads * each;
+        const int64_t head = (i - before) % kv_heads;
+        const int64_t count = std::min(each, segment.first[set] + segment.count[set] - r);
         const Pool::Range one{head, head + 1};
         attend(heads, one, r, count, blocks_of(heads, r, count), state, thread);
         give(heads, one, r, count, state);
       }
+      before += here;
     }
   }
 }

@@ -95,7 +95,10 @@ class Executor {
   // products.cpp
   void prepare(const Step&, int thread);
   void product(const Step&, int thread);
+  void product_panels(const Op&, size_t matrix, const std::byte* inputs, Pool::Range,
+                      float* tile) const;
   void gated(const Step&, int thread);
+  void gated_panels(const Op&, const std::byte* inputs, Pool::Range, float* tile) const;
   // Where a matrix's prepared inputs lie: after `before` bytes per row, `stride` bytes apart.
   struct InputPlace {
     size_t before, stride;

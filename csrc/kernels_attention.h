@@ -105,52 +105,68 @@ struct Row {
 };
 
 // Sums of products in, scores out: scaled, with ALiBi's bias, minus infinity where not seen.
-inline void finish_scores(const Row& row, float scale, bool biased, int64_t begin, int n,
-                          float* scores) {
+inline void finish_scores(const Row& row, float scale, bool biased, int64_t begin, int n, F& low,
+                          F& high) {
   using L = Lanes;
   alignas(64) static constexpr float kCount[kKeys] = {
       0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
       16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
-  for (int k = 0; k < kKeys; k += 16) {
-    F score = L::mul(L::set(scale), L::load(scores + k));
+  F* const scores[] = {&low, &high};
+  for (int half = 0; half < 2; ++half) {
+    F& score = *scores[half];
+    score = L::mul(L::set(scale), score);
     if (biased) {
       const F first = L::set(static_cast<float>(row.position - begin));
-      const F distance = L::sub(first, L::load(kCount + k));
+      const F distance = L::sub(first, L::load(kCount + 16 * half));
       score = L::sub(score, L::mul(L::set(row.slope), distance));
     }
-    L::store(scores + k, score);
   }
   if (n == kKeys && row.from <= begin && row.position >= begin + n - 1) return;
+  alignas(64) float each[kKeys];
+  L::store(each, low);
+  L::store(each + 16, high);
   for (int k = 0; k < kKeys; ++k) {
-    if (k >= n || begin + k < row.from || begin + k > row.position) {
-      scores[k] = -std::numeric_limits<float>::infinity();
-    }
+    const bool seen = k < n && begin + k >= row.from && begin + k <= row.position;
+    each[k] = seen ? each[k] : -std::numeric_limits<float>::infinity();
   }
+  low = L::load(each);
+  high = L::load(each + 16);
 }
 
-// Scores in, probabilities relative to the new maximum out. Returns the factor for what was before.
-[[gnu::noinline]] inline float update_row(const Row& row, float* scores) {
+// Sums of products of R rows in; out come probabilities relative to the new maximum, and factors for
+// what was before.
+template <int R>
+inline void update_rows(const Row* rows, float scale, bool biased, int64_t begin, int n,
+                        F (&low)[R], F (&high)[R], float (*probabilities)[kKeys], float* factors) {
   using L = Lanes;
-  const F low = L::load(scores), high = L::load(scores + 16);
-  const float seen = L::largest(L::max(low, high)), before = *row.max;
-  const float top = seen > before ? seen : before;
-  if (top == -std::numeric_limits<float>::infinity()) {
-    for (int k = 0; k < kKeys; ++k) scores[k] = 0.0f;
-    return 1.0f;
+  constexpr float kNothing = -std::numeric_limits<float>::infinity();
+  F both[R];
+  for (int r = 0; r < R; ++r) {
+    finish_scores(rows[r], scale, biased, begin, n, low[r], high[r]);
+    both[r] = L::max(low[r], high[r]);
   }
-  const F base = L::set(top);
-  const F p_low = exponential(L::sub(low, base)), p_high = exponential(L::sub(high, base));
-  L::store(scores, p_low);
-  L::store(scores + 16, p_high);
-  float factor = 1.0f;
-  if (top != before) {
-    float lanes[16];
-    L::store(lanes, exponential(L::set(before - top)));
-    factor = lanes[0];
+  float top[R], sums[R];
+  alignas(64) float change[16] = {};
+  L::each_largest(both, top);
+  for (int r = 0; r < R; ++r) {
+    const float before = *rows[r].max;
+    top[r] = top[r] > before ? top[r] : before;
+    change[r] = top[r] == before ? 0.0f : before - top[r];
+    *rows[r].max = top[r];
+    // Where nothing was seen yet the base is 0: e^-inf is 0.
+    const F base = L::set(top[r] == kNothing ? 0.0f : top[r]);
+    low[r] = exponential(L::sub(low[r], base));
+    high[r] = exponential(L::sub(high[r], base));
+    both[r] = L::add(low[r], high[r]);
+    L::store(probabilities[r], low[r]);
+    L::store(probabilities[r] + 16, high[r]);
   }
-  *row.sum = *row.sum * factor + L::sum(L::add(p_low, p_high));
-  *row.max = top;
-  return factor;
+  L::store(change, exponential(L::load(change)));
+  L::each_sum(both, sums);
+  for (int r = 0; r < R; ++r) {
+    factors[r] = change[r];
+    *rows[r].sum = *rows[r].sum * change[r] + sums[r];
+  }
 }
 
 // R rows straight from the cache, each of whose numbers is made float once for all of them.
@@ -167,7 +183,7 @@ void attend_rows(int64_t head_dim, const Row* rows, float scale, bool biased, co
       L::prefetch(reinterpret_cast<uintptr_t>(p) + kKeys * stride + line);
     }
   };
-  alignas(64) float scores[R][kKeys];
+  F sums[2][R];
   for (int half = 0; half < kKeys; half += 16) {
     F dots[R][16];
 #pragma GCC unroll 2
@@ -185,20 +201,18 @@ void attend_rows(int64_t head_dim, const Row* rows, float scale, bool biased, co
       }
       for (int r = 0; r < R; ++r) dots[r][k] = dot[r];
     }
-    for (int r = 0; r < R; ++r) L::store(scores[r] + half, L::sums(dots[r]));
+    for (int r = 0; r < R; ++r) sums[half / 16][r] = L::sums(dots[r]);
   }
-  F before[R];
-  for (int r = 0; r < R; ++r) {
-    finish_scores(rows[r], scale, biased, begin, n, scores[r]);
-    before[r] = L::set(update_row(rows[r], scores[r]));
-  }
+  alignas(64) float scores[R][kKeys];
+  float factors[R];
+  update_rows<R>(rows, scale, biased, begin, n, sums[0], sums[1], scores, factors);
   // As many sums at once as hide the time that each addition takes.
   constexpr int kSums = R == 1 ? (V ? V : 1) : V < L::kValueVectors ? (V ? V : 1) : L::kValueVectors;
   for (int64_t v = 0; v < vectors; v += kSums) {
     F total[R][kSums];
     for (int r = 0; r < R; ++r) {
       for (int i = 0; i < kSums; ++i) {
-        total[r][i] = L::mul(load_lanes(rows[r].acc + 16 * (v + i), lanes(v + i)), before[r]);
+        total[r][i] = L::mul(load_lanes(rows[r].acc + 16 * (v + i), lanes(v + i)), L::set(factors[r]));
       }
     }
     for (int k = 0; k < n; ++k) {
@@ -225,18 +239,22 @@ void attend_rows(int64_t head_dim, const Row* rows, float scale, bool biased, co
 constexpr int kMostDim = 256;
 constexpr int kFewestShared = 9;  // rows
 
-struct alignas(64) SharedKeys {
-  float keys[kMostDim][kKeys];
-  float values[kKeys][kMostDim];
+struct SharedKeys {
+  alignas(64) float keys[kMostDim * kKeys];
+  alignas(64) float values[kKeys * kMostDim];
+  int64_t vectors;  // of 16 numbers, to a row
+
+  const float* key(int64_t number) const { return keys + kKeys * number; }
+  const float* value(int64_t k) const { return values + 16 * vectors * k; }
 
   template <Format format>
-  void fill(int64_t head_dim, const uint8_t* key, const uint8_t* value,
-            size_t stride, int n) {
+  void fill(int64_t head_dim, const uint8_t* key, const uint8_t* value, size_t stride, int n) {
     using L = Lanes;
-    for (int64_t v = 0; v < (head_dim + 15) / 16; ++v) {
+    vectors = (head_dim + 15) / 16;
+    for (int64_t v = 0; v < vectors; ++v) {
       const int m = lanes_at(head_dim, v);
       for (int k = 0; k < n; ++k) {
-        L::store(values[k] + 16 * v, cached<format>(head_dim, value + k * stride, v, m));
+        L::store(values + 16 * (vectors * k + v), cached<format>(head_dim, value + k * stride, v, m));
       }
       for (int half = 0; half < kKeys; half += 16) {
         F block[16];
@@ -245,66 +263,42 @@ struct alignas(64) SharedKeys {
           block[k] = there ? cached<format>(head_dim, key + (half + k) * stride, v, m) : L::set(0);
         }
         L::transpose(block);
-        for (int i = 0; i < 16; ++i) L::store(keys[16 * v + i] + half, block[i]);
+        for (int i = 0; i < 16; ++i) L::store(keys + kKeys * (16 * v + i) + half, block[i]);
       }
     }
   }
 };
 
-// R dot products with all keys, added up in the order of attend_row: a lane's products over the
-// vectors, then lanes l and l + 8, l + 4, l + 2, l + 1.
-template <int R>
-inline void shared_dots(const SharedKeys& shared, int64_t vectors, const float* const* query,
-                        float (*scores)[kKeys]) {
+// Dot products of R rows with all keys, added up in the order of attend_rows: a lane's products over
+// the vectors, then lanes l and l + 8, l + 4, l + 2, l + 1. Here the sum of lanes `lane`,
+// lane + step, lane + 2 step and so on.
+template <int R, int V, int lane, int step>
+[[gnu::always_inline]] inline void shared_dots(const SharedKeys& shared,
+                                               const float* const (&query)[R], F (&low)[R],
+                                               F (&high)[R]) {
   using L = Lanes;
-  F part[8][R][2];
-  for (int lane = 0; lane < 8; ++lane) {
-    F near[R][2], far[R][2];
-    for (int r = 0; r < R; ++r) near[r][0] = near[r][1] = far[r][0] = far[r][1] = L::set(0.0f);
+  if constexpr (step == 16) {
+    const int64_t vectors = V ? V : shared.vectors;
+    for (int r = 0; r < R; ++r) low[r] = high[r] = L::set(0.0f);
+#pragma GCC unroll 8
     for (int64_t v = 0; v < vectors; ++v) {
-      const float *a = shared.keys[16 * v + lane], *b = shared.keys[16 * v + lane + 8];
+      const float* key = shared.key(16 * v + lane);
+      const F first = L::load(key), second = L::load(key + 16);
       for (int r = 0; r < R; ++r) {
-        const F p = L::set(query[r][16 * v + lane]), q = L::set(query[r][16 * v + lane + 8]);
-        near[r][0] = L::fma(p, L::load(a), near[r][0]);
-        near[r][1] = L::fma(p, L::load(a + 16), near[r][1]);
-        far[r][0] = L::fma(q, L::load(b), far[r][0]);
-        far[r][1] = L::fma(q, L::load(b + 16), far[r][1]);
+        const F p = L::set(query[r][16 * v + lane]);
+        low[r] = L::fma(p, first, low[r]);
+        high[r] = L::fma(p, second, high[r]);
       }
     }
+  } else {
+    F other_low[R], other_high[R];
+    shared_dots<R, V, lane, 2 * step>(shared, query, low, high);
+    shared_dots<R, V, lane + step, 2 * step>(shared, query, other_low, other_high);
     for (int r = 0; r < R; ++r) {
-      part[lane][r][0] = L::add(near[r][0], far[r][0]);
-      part[lane][r][1] = L::add(near[r][1], far[r][1]);
+      low[r] = L::add(low[r], other_low[r]);
+      high[r] = L::add(high[r], other_high[r]);
     }
   }
-  for (int step = 4; step; step /= 2) {
-    for (int lane = 0; lane < step; ++lane) {
-      for (int r = 0; r < R; ++r) {
-        part[lane][r][0] = L::add(part[lane][r][0], part[lane + step][r][0]);
-        part[lane][r][1] = L::add(part[lane][r][1], part[lane + step][r][1]);
-      }
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    L::store(scores[r], part[0][r][0]);
-    L::store(scores[r] + 16, part[0][r][1]);
-  }
-}
-
-template <int R>
-void score_rows(const SharedKeys& shared, int64_t head_dim, const Row* rows,
-                float (*scores)[kKeys]) {
-  const int64_t vectors = (head_dim + 15) / 16;
-  const float* query[R];
-  float padded[R][kMostDim];
-  for (int r = 0; r < R; ++r) {
-    query[r] = rows[r].query;
-    if (head_dim % 16) {
-      std::memcpy(padded[r], query[r], sizeof(float) * head_dim);
-      for (int64_t i = head_dim; i < 16 * vectors; ++i) padded[r][i] = 0.0f;
-      query[r] = padded[r];
-    }
-  }
-  shared_dots<R>(shared, vectors, query, scores);
 }
 
 // acc = acc factor + the sum over keys of probability value, for R rows and V vectors from v on.
@@ -321,7 +315,7 @@ inline void add_values(const SharedKeys& shared, int64_t head_dim, const Row* ro
   }
   for (int k = 0; k < n; ++k) {
     F value[V];
-    for (int j = 0; j < V; ++j) value[j] = L::load(shared.values[k] + 16 * (v + j));
+    for (int j = 0; j < V; ++j) value[j] = L::load(shared.value(k) + 16 * (v + j));
     for (int r = 0; r < R; ++r) {
       const F probability = L::set(p[r][k]);
       for (int j = 0; j < V; ++j) acc[r][j] = L::fma(probability, value[j], acc[r][j]);
@@ -334,26 +328,69 @@ inline void add_values(const SharedKeys& shared, int64_t head_dim, const Row* ro
   }
 }
 
-template <int R>
-[[gnu::noinline]] void attend_shared(const SharedKeys& shared, int64_t head_dim, const Row* rows, float scale,
-                   bool biased, int64_t begin, int n) {
-  alignas(64) float scores[R][kKeys];
-  float factors[R];
-  constexpr int kPair = R % 2 ? 1 : 2;
-  for (int r = 0; r < R; r += kPair) score_rows<kPair>(shared, head_dim, rows + r, scores + r);
-  for (int r = 0; r < R; ++r) {
-    finish_scores(rows[r], scale, biased, begin, n, scores[r]);
-    factors[r] = update_row(rows[r], scores[r]);
-  }
-  constexpr int V = Lanes::kValueVectors;
-  const int64_t vectors = (head_dim + 15) / 16;
-  int64_t v = 0;
-  for (; v + V <= vectors; v += V) {
-    add_values<R, V>(shared, head_dim, rows, factors, scores, n, v);
-  }
-  for (; v < vectors; ++v) add_values<R, 1>(shared, head_dim, rows, factors, scores, n, v);
+// f<R>(r) over rows [0, n), four at a time.
+template <class Function>
+inline void for_rows(int n, Function f) {
+  int r = 0;
+  for (; r + 4 <= n; r += 4) f.template operator()<4>(r);
+  if (n - r == 3) f.template operator()<3>(r);
+  if (n - r == 2) f.template operator()<2>(r);
+  if (n - r == 1) f.template operator()<1>(r);
 }
 
+// Rows of a stretch, step by step for all of them: a step's rows wait for nothing but their own
+// last step, which is long done.
+constexpr int kRowsAtOnce = 64;
+
+template <int V>
+void attend_shared(const SharedKeys& shared, int64_t head_dim, const Row* rows, int count,
+                          float scale, bool biased, int64_t begin, int n) {
+  using L = Lanes;
+  alignas(64) float scores[kRowsAtOnce][kKeys];
+  float factors[kRowsAtOnce];
+  for_rows(count, [&]<int R>(int at) {
+    const float* query[R];
+    float padded[R][kMostDim];
+    for (int r = 0; r < R; ++r) {
+      query[r] = rows[at + r].query;
+      if (head_dim % 16) {
+        std::memcpy(padded[r], query[r], sizeof(float) * head_dim);
+        for (int64_t i = head_dim; i < 16 * shared.vectors; ++i) padded[r][i] = 0.0f;
+        query[r] = padded[r];
+      }
+    }
+    F low[R], high[R];
+    shared_dots<R, V, 0, 1>(shared, query, low, high);
+    for (int r = 0; r < R; ++r) {
+      L::store(scores[at + r], low[r]);
+      L::store(scores[at + r] + 16, high[r]);
+    }
+  });
+  for_rows(count, [&]<int R>(int at) {
+    F low[R], high[R];
+    for (int r = 0; r < R; ++r) {
+      low[r] = L::load(scores[at + r]);
+      high[r] = L::load(scores[at + r] + 16);
+    }
+    update_rows<R>(rows + at, scale, biased, begin, n, low, high, scores + at, factors + at);
+  });
+  for_rows(count, [&]<int R>(int at) {
+    // What none of the rows sees has no probability.
+    int64_t end = 0;
+    for (int r = at; r < at + R; ++r) end = end > rows[r].position ? end : rows[r].position + 1;
+    const int some = end < begin + n ? static_cast<int>(end - begin) : n;
+    constexpr int kAtOnce = L::kValueVectors;
+    int64_t v = 0;
+    for (; v + kAtOnce <= shared.vectors; v += kAtOnce) {
+      add_values<R, kAtOnce>(shared, head_dim, rows + at, factors + at, scores + at, some, v);
+    }
+    for (; v < shared.vectors; ++v) {
+      add_values<R, 1>(shared, head_dim, rows + at, factors + at, scores + at, some, v);
+    }
+  });
+}
+
+// V: head_dim / 16 where few rows have kernels of their own for it, else 0.
 template <Format format, int V>
 void attend_all(int64_t head_dim, int64_t rows, const float* const* queries, float scale,
                 const float* slopes, const int64_t* position, const int64_t* from,
@@ -361,8 +398,6 @@ void attend_all(int64_t head_dim, int64_t rows, const float* const* queries, flo
                 int64_t count, float* max, float* sum, float* acc) {
   const auto* key = static_cast<const uint8_t*>(keys);
   const auto* value = static_cast<const uint8_t*>(values);
-  constexpr int kAtOnce = 4;
-  // Heads of an odd size, few rows of which go through kernels of their own, are shared sooner.
   constexpr int kFewest = V ? kFewestShared : 3;
   const bool share = rows >= kFewest && head_dim <= kMostDim;
   for (int64_t done = 0; done < count; done += kKeys) {
@@ -371,18 +406,20 @@ void attend_all(int64_t head_dim, int64_t rows, const float* const* queries, flo
     const uint8_t *k = key + done * stride, *v = value + done * stride;
     SharedKeys shared;
     bool filled = false;
-    Row group[kAtOnce];
+    Row seeing[kRowsAtOnce];
     int there = 0;
-    const auto take = [&]<int R>() {
+    const auto take = [&] {
       if (share) {
         if (!filled) shared.fill<format>(head_dim, k, v, stride, n);
         filled = true;
-        attend_shared<R>(shared, head_dim, group, scale, slopes, begin, n);
+        attend_shared<V>(shared, head_dim, seeing, there, scale, slopes, begin, n);
       } else if constexpr (V > 0) {
-        attend_rows<format, V, R>(head_dim, group, scale, slopes, k, v, stride, begin, n);
+        for_rows(there, [&]<int R>(int at) {
+          attend_rows<format, V, R>(head_dim, seeing + at, scale, slopes, k, v, stride, begin, n);
+        });
       } else {
-        for (int i = 0; i < R; ++i) {
-          attend_rows<format, V, 1>(head_dim, group + i, scale, slopes, k, v, stride, begin, n);
+        for (int i = 0; i < there; ++i) {
+          attend_rows<format, V, 1>(head_dim, seeing + i, scale, slopes, k, v, stride, begin, n);
         }
       }
       there = 0;
@@ -391,12 +428,10 @@ void attend_all(int64_t head_dim, int64_t rows, const float* const* queries, flo
       const Row row{queries[r], position[r], from[r],           slopes ? slopes[r] : 0.0f,
                     max + r,    sum + r,     acc + r * head_dim};
       if (!row.sees(begin, n)) continue;
-      group[there++] = row;
-      if (there == kAtOnce) take.template operator()<kAtOnce>();
+      seeing[there++] = row;
+      if (there == kRowsAtOnce) take();
     }
-    if (there == 3) take.template operator()<3>();
-    if (there == 2) take.template operator()<2>();
-    if (there == 1) take.template operator()<1>();
+    if (there) take();
   }
 }
 

@@ -29,7 +29,9 @@ struct Lanes {
   static constexpr const char* kName = "avx2";
   static constexpr bool kSignedWide = true, kDotsBytes = false;
 #endif
+  static constexpr bool kScales = false;
   static constexpr int kTokens = 4, kPanels = 1;
+  static constexpr int kStretch = 16;  // blocks
   static constexpr int kFloatTokens = 6, kFloatPanels = 1;
   static constexpr int kValueVectors = 1;
 
@@ -237,6 +239,14 @@ struct Lanes {
     const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
   }
+  template <int R>
+  static void each_sum(const F (&m)[R], float (&out)[R]) {
+    for (int r = 0; r < R; ++r) out[r] = sum(m[r]);
+  }
+  template <int R>
+  static void each_largest(const F (&m)[R], float (&out)[R]) {
+    for (int r = 0; r < R; ++r) out[r] = largest(m[r]);
+  }
   static int32_t isum(I v) {
     const __m256i a = _mm256_add_epi32(v.low, v.high);
     const __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
@@ -252,6 +262,7 @@ struct Lanes {
   static void prefetch(uintptr_t p) {
     _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
   }
+  static F scale(F v, F n);                           // only where kScales
   static F pair_dot(F sum, B weights, int32_t x);  // only where kPairsBf16
 };
 

@@ -23,8 +23,10 @@ struct Lanes {
   static constexpr const char* kName = "portable";
   static constexpr bool kSignedWide = false;  // dot_wide takes codes - 128
   static constexpr bool kDotsBytes = true;    // dot takes codes to 255, not only to 63
+  static constexpr bool kScales = false;      // scale by powers of two is there
   static constexpr bool kPairsBf16 = false;   // BF16's inputs are bf16 as well
   static constexpr int kTokens = 2, kPanels = 1;            // the tile of integer products
+  static constexpr int kStretch = 16;  // blocks
   static constexpr int kFloatTokens = 2, kFloatPanels = 1;  // and of float ones
   static constexpr int kValueVectors = 1;
 
@@ -175,6 +177,14 @@ struct Lanes {
     for (int i = 1; i < 16; ++i) m = a[i] > m ? a[i] : m;
     return m;
   }
+  template <int R>
+  static void each_sum(const F (&m)[R], float (&out)[R]) {
+    for (int r = 0; r < R; ++r) out[r] = sum(m[r]);
+  }
+  template <int R>
+  static void each_largest(const F (&m)[R], float (&out)[R]) {
+    for (int r = 0; r < R; ++r) out[r] = largest(m[r]);
+  }
   static int32_t isum(I v) {
     int32_t s = 0;
     for (int i = 0; i < 16; ++i) s += v[i];
@@ -186,6 +196,7 @@ struct Lanes {
     return m;
   }
   static void prefetch(uintptr_t p) { __builtin_prefetch(reinterpret_cast<const void*>(p)); }
+  static F scale(F v, F n);                           // only where kScales
   static F pair_dot(F sum, B weights, int32_t x);  // only where kPairsBf16
 };
 

@@ -7,14 +7,14 @@ namespace {
 using F = Lanes::F;
 using I = Lanes::I;
 
-// e^r for the remainder of a power of 2: x = n ln 2 + r, |r| <= ln 2 / 2; n is left in `whole`.
-inline F reduced_exponential(F x, I& whole) {
+// Adding it rounds to a whole number and leaves that in the last bits.
+constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23
+
+// e^r for the remainder of a power of 2: x = n ln 2 + r, |r| <= ln 2 / 2; `shifted` is n + kRounding.
+inline F reduced_exponential(F x, F& shifted) {
   using L = Lanes;
-  // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the last bits.
-  const F magic = L::set(12582912.0f);
-  const F shifted = L::fma(x, L::set(1.44269504f), magic);
-  const F n = L::sub(shifted, magic);
-  whole = L::isub(L::bits(shifted), L::bits(magic));
+  shifted = L::fma(x, L::set(1.44269504f), L::set(kRounding));
+  const F n = L::sub(shifted, L::set(kRounding));
   F r = L::fma(n, L::set(-0.693145752f), x);  // ln 2 in two parts, the first of 15 bits
   r = L::fma(n, L::set(-1.42860682e-6f), r);
   // Taylor's series: |r| <= ln 2 / 2, the next term is below 2^-27.
@@ -30,23 +30,34 @@ inline F reduced_exponential(F x, I& whole) {
 
 inline F power_of_two(I n) { return Lanes::floats(Lanes::ishl<23>(Lanes::iadd(n, Lanes::iset(127)))); }
 
+// p 2^n for -252 <= n <= 254, n + kRounding being `shifted`.
+inline F scaled(F p, F shifted) {
+  using L = Lanes;
+  if constexpr (L::kScales) {
+    return L::scale(p, L::sub(shifted, L::set(kRounding)));
+  } else {
+    // In two factors, so that neither leaves the exponent's range.
+    const I n = L::isub(L::bits(shifted), L::bits(L::set(kRounding)));
+    const I first = L::isar<1>(n), second = L::isub(n, first);
+    return L::mul(L::mul(p, power_of_two(first)), power_of_two(second));
+  }
+}
+
 // e^x within 2 units in the last place; 0 below -104, infinite above 89; NaN stays.
 inline F exponential(F x) {
   using L = Lanes;
-  x = L::min(L::set(89.0f), L::max(L::set(-104.0f), x));
-  I whole;
-  const F p = reduced_exponential(x, whole);
-  // 2^n in two factors, so that neither leaves the exponent's range.
-  const I first = L::isar<1>(whole), second = L::isub(whole, first);
-  return L::mul(L::mul(p, power_of_two(first)), power_of_two(second));
+  F shifted;
+  const F p = reduced_exponential(L::min(L::set(89.0f), L::max(L::set(-104.0f), x)), shifted);
+  return scaled(p, shifted);
 }
 
 // The same for x <= 0 but no less than e^-87, which is next to nothing.
 inline F exponential_below(F x) {
   using L = Lanes;
-  I whole;
-  const F p = reduced_exponential(L::max(L::set(-87.0f), x), whole);
-  return L::mul(p, power_of_two(whole));
+  F shifted;
+  const F p = reduced_exponential(L::max(L::set(-87.0f), x), shifted);
+  if constexpr (L::kScales) return scaled(p, shifted);
+  else return L::mul(p, power_of_two(L::isub(L::bits(shifted), L::bits(L::set(kRounding)))));
 }
 
 // 1 / (1 + e^-x)

@@ -191,7 +191,7 @@ inline void product_packed(int64_t cols, const uint8_t* panels, int count, size_
 }
 
 // A stretch of columns of a panel, unpacked.
-constexpr int kStretch = 16;  // blocks
+constexpr int kStretch = Lanes::kStretch;  // blocks
 
 struct alignas(64) Stretch {
   uint8_t codes[kStretch][kGroups][64];
@@ -288,6 +288,9 @@ struct Outputs {
     const float* p = out + t * stride + row;
     return rows - row >= kPanel ? Lanes::load(p) : Lanes::load_n(p, static_cast<int>(rows - row));
   }
+  void fetch(int64_t t, int64_t row) const {
+    Lanes::prefetch(reinterpret_cast<uintptr_t>(out + t * stride + row));
+  }
   void store(int64_t t, int64_t row, Lanes::F v) const {
     float* p = out + t * stride + row;
     if (rows - row >= kPanel) Lanes::store(p, v);
@@ -305,13 +308,13 @@ inline void for_tokens(int64_t t, int64_t tokens, Function f) {
   }
 }
 
-// f<P>(row) over all rows, P panels at a time and then one by one.
+// f<P>(row) over rows [row, rows), most panels at a time.
 template <int P, class Function>
-inline void for_panels(int64_t rows, Function f) {
-  int64_t row = 0;
+inline void for_panels(int64_t row, int64_t rows, Function f) {
   for (; row + (P - 1) * kPanel < rows; row += P * kPanel) f.template operator()<P>(row);
   if constexpr (P > 1) {
-    for (; row < rows; row += kPanel) f.template operator()<1>(row);
+    constexpr int kNext = P == 3 ? 2 : P / 2;
+    if (row < rows) for_panels<kNext>(row, rows, f);
   }
 }
 
@@ -320,15 +323,21 @@ void product_many(int64_t cols, const Panels& panels, int64_t row, const Inputs&
                   const Outputs& out) {
   using L = Lanes;
   Stretch stretch[P];
-  const int64_t blocks = cols / kBlock;
-  for (int64_t from = 0; from < blocks; from += kStretch) {
-    const int64_t to = from + kStretch < blocks ? from + kStretch : blocks;
+  const int64_t blocks = cols / kBlock, stretches = (blocks + kStretch - 1) / kStretch;
+  for (int64_t s = 0; s < stretches; ++s) {
+    const int64_t from = blocks * s / stretches, to = blocks * (s + 1) / stretches;
     for (int p = 0; p < P; ++p) panels.unpack(row / kPanel + p, from, to, &stretch[p]);
-    for_tokens<Lanes::kTokens>(0, tokens, [&]<int T>(int64_t t) {
+    for_tokens<L::kTokens * L::kPanels / P>(0, tokens, [&]<int T>(int64_t t) {
       L::F acc[T][P];
       for (int i = 0; i < T; ++i) {
         for (int p = 0; p < P; ++p) {
-          acc[i][p] = from ? out.load(t + i, row + p * kPanel) : L::set(0.0f);
+          if (s) {
+            acc[i][p] = out.load(t + i, row + p * kPanel);
+          } else {
+            // Asked for long before it is written: a store would wait for it.
+            out.fetch(t + i, row + p * kPanel);
+            acc[i][p] = L::set(0.0f);
+          }
         }
       }
       product_tile<format, T, P>(stretch, x, t, from, to, acc);
@@ -342,7 +351,7 @@ void product_many(int64_t cols, const Panels& panels, int64_t row, const Inputs&
 template <Format format, class Panels>
 void product_unpacked(int64_t cols, const Panels& panels, int64_t rows, const Inputs& x,
                       int64_t tokens, const Outputs& out) {
-  for_panels<Lanes::kPanels>(rows, [&]<int P>(int64_t row) {
+  for_panels<Lanes::kPanels>(0, rows, [&]<int P>(int64_t row) {
     product_many<format, P>(cols, panels, row, x, tokens, out);
   });
 }

@@ -117,11 +117,11 @@ template <Format format>
 void product_float(int64_t cols, const uint8_t* panels, int64_t rows, const Inputs& x,
                    int64_t tokens, const Outputs& out) {
   if (tokens == 1) {
-    return for_panels<kStreams>(rows, [&]<int P>(int64_t row) {
+    return for_panels<kStreams>(0, rows, [&]<int P>(int64_t row) {
       float_row<format, P>(cols, panels, row, x, out);
     });
   }
-  for_panels<Lanes::kFloatPanels>(rows, [&]<int P>(int64_t row) {
+  for_panels<Lanes::kFloatPanels>(0, rows, [&]<int P>(int64_t row) {
     float_panels<format, Lanes::kFloatTokens, P>(cols, panels, row, x, tokens, out);
   });
 }

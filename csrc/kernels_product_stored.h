@@ -233,7 +233,7 @@ void product_of_stored(int64_t cols, const uint8_t* data, int64_t rows, const In
 #endif
     product_unpacked<format>(cols, panels, rows, x, tokens, out);
   } else {
-    for_panels<Lanes::kFloatPanels>(rows, [&]<int P>(int64_t row) {
+    for_panels<Lanes::kFloatPanels>(0, rows, [&]<int P>(int64_t row) {
       stored_panels<format, P>(cols, data, row, x, tokens, out);
     });
   }

@@ -10,6 +10,16 @@ size_t matrices_of(const Op& op) {
   return op.kind == Kind::Gated ? 2 : static_cast<size_t>(op.ints[2]);
 }
 
+// What a thread takes of a product of many rows at last: kernels take two or three panels at a time.
+constexpr int64_t kFewestPanels = 3;
+
+// Panels whose outputs, for all rows, a thread's tile holds: in sixes, where there are so
+// many.
+int64_t panels_at_once(int64_t rows) {
+  const int64_t most = kTileNumbers / (kPanel * rows);
+  return most < 6 ? std::max<int64_t>(1, most) : most / 6 * 6;
+}
+
 }  // namespace
 
 // Matrices of one format share their prepared inputs; a format's rows lie together.
@@ -78,12 +88,58 @@ void Executor::multiply(const Op& op, size_t matrix, const std::byte* inputs, in
       place.stride, all, out, stride);
 }
 
+// Panels [first, last) of a matrix of a PRODUCT, into the target.
+void Executor::product_panels(const Op& op, size_t matrix, const std::byte* inputs,
+                              Pool::Range some, float* tile) const {
+  const ProductArgs args(op);
+  const Matrix& m = weights_.matrix(op.weights[matrix]);
+  const int64_t all = rows(op.rows), target_width = width(op.target());
+  float* y = row(op.target(), 0) + args.columns[matrix];
+  const float* bias = weights_.vector(op.weights[static_cast<size_t>(args.matrices) + matrix]);
+  const float factor = op.floats[0];
+  if (!args.accumulate && !bias && args.activation == Activation::None && factor == 1.0f) {
+    const int64_t count = std::min(m.rows, some.last * kPanel) - some.first * kPanel;
+    multiply(op, matrix, inputs, some.first, count, y + some.first * kPanel, target_width);
+    return;
+  }
+  const int64_t step_panels = panels_at_once(all);
+  for (int64_t panel = some.first; panel < some.last; panel += step_panels) {
+    const int64_t r = panel * kPanel;
+    const int64_t count = std::min(m.rows, std::min(some.last, panel + step_panels) * kPanel) - r;
+    multiply(op, matrix, inputs, panel, count, tile, count);
+    for (int64_t t = 0; t < all; ++t) {
+      float* x = tile + t * count;
+      float* out = y + t * target_width + r;
+      if (bias) kernels_.add(count, 1.0f, bias + r, x);
+      if (args.activation != Activation::None) kernels_.activate(args.activation, count, x, x);
+      if (args.accumulate) {
+        kernels_.add(count, factor, x, out);
+      } else {
+        for (int64_t c = 0; c < count; ++c) out[c] = factor * x[c];
+      }
+    }
+  }
+}
+
 void Executor::product(const Step& step, int thread) {
   const Op& op = *step.op;
-  const ProductArgs args(op);
   const std::byte* inputs = inputs_of(step, thread);
-  const int64_t all = rows(op.rows), target_width = width(op.target());
-  const auto n = static_cast<size_t>(args.matrices);
+  const size_t n = matrices_of(op);
+  float* tile = floats(scratch_[static_cast<size_t>(thread)].tile);
+  if (rows(op.rows) > kFewRows) {
+    int64_t all = 0;
+    for (size_t j = 0; j < n; ++j) all += weights_.matrix(op.weights[j]).panel_count();
+    for (;;) {
+      auto [from, to] = pool_.next(all, kFewestPanels);
+      if (from == to) return;
+      for (size_t j = 0; j < n && from < to; ++j) {
+        const int64_t panels = weights_.matrix(op.weights[j]).panel_count();
+        if (from < panels) product_panels(op, j, inputs, {from, std::min(to, panels)}, tile);
+        from = std::max<int64_t>(0, from - panels);
+        to -= panels;
+      }
+    }
+  }
   size_t bytes = 0;
   for (size_t j = 0; j < n; ++j) {
     const Matrix& m = weights_.matrix(op.weights[j]);
@@ -92,7 +148,6 @@ void Executor::product(const Step& step, int thread) {
   // A thread's share of the bytes, rounded to panels; matrices one after another.
   const auto [from, to] = pool_.share(static_cast<int64_t>(bytes), thread);
   int64_t begin = 0;
-  float* tile = floats(scratch_[static_cast<size_t>(thread)].tile);
   for (size_t j = 0; j < n; ++j) {
     const Matrix& m = weights_.matrix(op.weights[j]);
     const auto each = static_cast<int64_t>(m.panel_bytes);
@@ -100,52 +155,25 @@ void Executor::product(const Step& step, int thread) {
     const auto panel_at = [&](int64_t byte) {
       return std::clamp<int64_t>((byte - begin + each - 1) / each, 0, panels);
     };
-    const int64_t first = panel_at(std::max(from, begin)), last = panel_at(std::max(to, begin));
+    const Pool::Range mine{panel_at(std::max(from, begin)), panel_at(std::max(to, begin))};
     begin += panels * each;
-    if (first >= last) continue;
-    float* y = row(op.target(), 0) + args.columns[j];
-    const float* bias = weights_.vector(op.weights[n + j]);
-    const float factor = op.floats[0];
-    if (!args.accumulate && !bias && args.activation == Activation::None && factor == 1.0f) {
-      const int64_t count = std::min(m.rows, last * kPanel) - first * kPanel;
-      multiply(op, j, inputs, first, count, y + first * kPanel, target_width);
-      continue;
-    }
-    const int64_t step_panels = std::max<int64_t>(1, kTileNumbers / (kPanel * all));
-    for (int64_t panel = first; panel < last; panel += step_panels) {
-      const int64_t r = panel * kPanel;
-      const int64_t count = std::min(m.rows, std::min(last, panel + step_panels) * kPanel) - r;
-      multiply(op, j, inputs, panel, count, tile, count);
-      for (int64_t t = 0; t < all; ++t) {
-        float* x = tile + t * count;
-        float* out = y + t * target_width + r;
-        if (bias) kernels_.add(count, 1.0f, bias + r, x);
-        if (args.activation != Activation::None) kernels_.activate(args.activation, count, x, x);
-        if (args.accumulate) {
-          kernels_.add(count, factor, x, out);
-        } else {
-          for (int64_t c = 0; c < count; ++c) out[c] = factor * x[c];
-        }
-      }
-    }
+    if (mine.first < mine.last) product_panels(op, j, inputs, mine, tile);
   }
 }
 
-void Executor::gated(const Step& step, int thread) {
-  const Op& op = *step.op;
+void Executor::gated_panels(const Op& op, const std::byte* inputs, Pool::Range some,
+                            float* tile) const {
   const auto activation = static_cast<Activation>(op.ints[0]);
-  const std::byte* inputs = inputs_of(step, thread);
   const int64_t all = rows(op.rows), target_width = width(op.target());
   const Matrix& m = weights_.matrix(op.weights[0]);
   const float* gate_bias = weights_.vector(op.weights[2]);
   const float* up_bias = weights_.vector(op.weights[3]);
-  float* gate = floats(scratch_[static_cast<size_t>(thread)].tile);
-  float* up = gate + kTileNumbers;
-  const auto [first, last] = pool_.share(m.panel_count(), thread);
-  const int64_t step_panels = std::max<int64_t>(1, kTileNumbers / (kPanel * all));
-  for (int64_t panel = first; panel < last; panel += step_panels) {
+  float* gate = tile;
+  float* up = tile + kTileNumbers;
+  const int64_t step_panels = panels_at_once(all);
+  for (int64_t panel = some.first; panel < some.last; panel += step_panels) {
     const int64_t r = panel * kPanel;
-    const int64_t count = std::min(m.rows, std::min(last, panel + step_panels) * kPanel) - r;
+    const int64_t count = std::min(m.rows, std::min(some.last, panel + step_panels) * kPanel) - r;
     multiply(op, 0, inputs, panel, count, gate, count);
     multiply(op, 1, inputs, panel, count, up, count);
     for (int64_t t = 0; t < all; ++t) {
@@ -157,6 +185,21 @@ void Executor::gated(const Step& step, int thread) {
       kernels_.activate(activation, count, g, y);
       kernels_.multiply(count, u, y);
     }
+  }
+}
+
+void Executor::gated(const Step& step, int thread) {
+  const Op& op = *step.op;
+  const std::byte* inputs = inputs_of(step, thread);
+  const int64_t panels = weights_.matrix(op.weights[0]).panel_count();
+  float* tile = floats(scratch_[static_cast<size_t>(thread)].tile);
+  if (rows(op.rows) <= kFewRows) {
+    return gated_panels(op, inputs, pool_.share(panels, thread), tile);
+  }
+  for (;;) {
+    const Pool::Range some = pool_.next(panels, kFewestPanels);
+    if (some.first == some.last) return;
+    gated_panels(op, inputs, some, tile);
   }
 }
 

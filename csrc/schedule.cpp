@@ -90,8 +90,15 @@ class Scheduler {
   }
   static Piece slot(int64_t i) { return {kSlots + i, 0, 1}; }
 
+  // Whether threads ask for parts of the step: Pool::next serves one step between two barriers.
+  bool dealt(const Step& step) const {
+    const bool parts = multiplies(*step.op) ? !step.prepares : step.op->kind == Kind::Attention;
+    return parts && load(*step.op) == Load::Many;
+  }
+
   void push(Step step, Touch touch) {
     for (const Recent& before : recent_) {
+      if (dealt(before.step) && dealt(step)) step.before = Barrier::Always;
       if (conflict(before.touch, touch)) {
         step.before = std::max(step.before, barrier(before.step, step));
       }

@@ -95,6 +95,7 @@ void Pool::check_process() const {
 }
 
 void Pool::start(void (*call)(void*, int), void* work) {
+  given_ = 0;
   if (threads_ == 1) return call(work, 0);
   check_process();
   call_ = call;
@@ -116,11 +117,22 @@ void Pool::serve(int thread) {
   }
 }
 
+Pool::Range Pool::next(int64_t count, int64_t least) {
+  int64_t first = given_.load(std::memory_order_relaxed), last;
+  do {
+    if (first >= count) return {count, count};
+    const int64_t many = (count - first) / (2 * threads_) / (2 * least) * (2 * least);
+    last = std::min(count, first + std::max(least, many));
+  } while (!given_.compare_exchange_weak(first, last, std::memory_order_relaxed));
+  return {first, last};
+}
+
 void Pool::barrier() {
-  if (threads_ == 1) return;
+  if (threads_ == 1) return given_.store(0, std::memory_order_relaxed);
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
     arrived_.store(0, std::memory_order_relaxed);
+    given_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1);
     wake(phase_);
   } else {

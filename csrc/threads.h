@@ -35,10 +35,16 @@ class Pool {
   // Within run: returns when every thread has come here.
   void barrier();
 
-  // [first, last) of `count` things for a thread: contiguous, the sizes differing by one at most.
+  // Things of one kind between two barriers, handed to the threads as they ask: a core that others
+  // use as well, or that is slower, does fewer of them. [first, last) of `count`; empty: all are
+  // given. At first a thread's share of half of what is left, in multiples of 2 `least`; at last
+  // `least`.
   struct Range {
     int64_t first, last;
   };
+  Range next(int64_t count, int64_t least);
+
+  // [first, last) of `count` things for a thread: contiguous, the sizes differing by one at most.
   Range share(int64_t count, int thread) const {
     return {count * thread / threads_, count * (thread + 1) / threads_};
   }
@@ -62,6 +68,7 @@ class Pool {
   alignas(64) std::atomic<uint32_t> phase_{0};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> sleepers_{0};
+  alignas(64) std::atomic<int64_t> given_{0};  // of the things that next() hands out
   std::vector<std::thread> workers_;
 };
 

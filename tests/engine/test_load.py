@@ -403,7 +403,7 @@ def test_a_model_larger_than_memory_is_one_clear_error() -> None:
         "import sys; sys.modules['torch'] = None\n"
         "import resource\n"
         "import flyweight.engine.runtime, flyweight.files.weights, flyweight.engine._native\n"
-        "import tokenizers\n"
+        "import numpy, tokenizers\n"
         "from flyweight.cli.main import main\n"
         "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "limit = now + (96 << 20)\n"
