@@ -3,6 +3,7 @@
 // Include after kernels_elementwise.h.
 #pragma once
 
+#include <bit>
 #include <limits>
 
 namespace flyweight {
@@ -104,6 +105,14 @@ struct Row {
   bool sees(int64_t begin, int n) const { return from < begin + n && position >= begin; }
 };
 
+// All bits of the second half, or of the first.
+struct HalfSet {
+  alignas(64) float bits[2 * kKeys];
+  constexpr explicit HalfSet(bool second) : bits{} {
+    for (int i = 0; i < kKeys; ++i) bits[second ? kKeys + i : i] = std::bit_cast<float>(~0u);
+  }
+};
+
 // Sums of products in, scores out: scaled, with ALiBi's bias, minus infinity where not seen.
 inline void finish_scores(const Row& row, float scale, bool biased, int64_t begin, int n, F& low,
                           F& high) {
@@ -111,26 +120,29 @@ inline void finish_scores(const Row& row, float scale, bool biased, int64_t begi
   alignas(64) static constexpr float kCount[kKeys] = {
       0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
       16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+  static constexpr HalfSet kAfter(true), kBefore(false);
+  const bool all = n == kKeys && row.from <= begin && row.position >= begin + n - 1;
+  // Keys [first, last) of the stretch are seen.
+  const int64_t after = row.from - begin, before = row.position - begin + 1;
+  const int64_t first = after < 0 ? 0 : after < kKeys ? after : kKeys;
+  const int64_t last = before < 0 ? 0 : before < n ? before : n;
   F* const scores[] = {&low, &high};
   for (int half = 0; half < 2; ++half) {
     F& score = *scores[half];
     score = L::mul(L::set(scale), score);
     if (biased) {
-      const F first = L::set(static_cast<float>(row.position - begin));
-      const F distance = L::sub(first, L::load(kCount + 16 * half));
+      const F at = L::set(static_cast<float>(row.position - begin));
+      const F distance = L::sub(at, L::load(kCount + 16 * half));
       score = L::sub(score, L::mul(L::set(row.slope), distance));
     }
+    if (all) continue;
+    const int64_t at = kKeys + 16 * half;
+    const I seen = L::iand(L::bits(L::load(kAfter.bits + at - first)),
+                           L::bits(L::load(kBefore.bits + at - last)));
+    const I nothing = L::bits(L::set(-std::numeric_limits<float>::infinity()));
+    score = L::floats(L::iadd(L::iand(L::bits(score), seen),
+                              L::isub(nothing, L::iand(nothing, seen))));
   }
-  if (n == kKeys && row.from <= begin && row.position >= begin + n - 1) return;
-  alignas(64) float each[kKeys];
-  L::store(each, low);
-  L::store(each + 16, high);
-  for (int k = 0; k < kKeys; ++k) {
-    const bool seen = k < n && begin + k >= row.from && begin + k <= row.position;
-    each[k] = seen ? each[k] : -std::numeric_limits<float>::infinity();
-  }
-  low = L::load(each);
-  high = L::load(each + 16);
 }
 
 // Sums of products of R rows in; out come probabilities relative to the new maximum, and factors for
@@ -155,13 +167,13 @@ inline void update_rows(const Row* rows, float scale, bool biased, int64_t begin
     *rows[r].max = top[r];
     // Where nothing was seen yet the base is 0: e^-inf is 0.
     const F base = L::set(top[r] == kNothing ? 0.0f : top[r]);
-    low[r] = exponential(L::sub(low[r], base));
-    high[r] = exponential(L::sub(high[r], base));
+    low[r] = exponential_below(L::sub(low[r], base));
+    high[r] = exponential_below(L::sub(high[r], base));
     both[r] = L::add(low[r], high[r]);
     L::store(probabilities[r], low[r]);
     L::store(probabilities[r] + 16, high[r]);
   }
-  L::store(change, exponential(L::load(change)));
+  L::store(change, exponential_below(L::load(change)));
   L::each_sum(both, sums);
   for (int r = 0; r < R; ++r) {
     factors[r] = change[r];

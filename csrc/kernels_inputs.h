@@ -66,15 +66,14 @@ void prepare_blocks(const Layout& l, int64_t cols, const float* x, uint8_t* out)
     L::store_bytes(out, q_low);
     L::store_bytes(out + 16, q_high);
     scales[b] = scale;
-    const int32_t sum_low = L::isum(q_low), sum_high = L::isum(q_high);
-    if (l.has_min()) {
-      write(extra + 4 * b, scale * static_cast<float>(sum_low + sum_high));
-    } else if (l.parts() == 2) {
-      write(extra + 8 * b, -zero * sum_low);
-      write(extra + 8 * b + 4, -zero * sum_high);
-    } else {
-      write(extra + 4 * b, -zero * (sum_low + sum_high));
+    if (l.parts() == 2) {
+      write(extra + 8 * b, -zero * L::isum(q_low));
+      write(extra + 8 * b + 4, -zero * L::isum(q_high));
+      continue;
     }
+    const int32_t sum = L::isum(L::iadd(q_low, q_high));
+    if (l.has_min()) write(extra + 4 * b, scale * static_cast<float>(sum));
+    else write(extra + 4 * b, -zero * sum);
   }
 }
 

@@ -58,6 +58,11 @@ struct Lanes {
   static F fma(F a, F b, F c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
   }
+  // v, but 0 where x < low.
+  static F unless_less(F x, F low, F v) {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.low, low.low, _CMP_NLT_UQ), v.low),
+            _mm256_and_ps(_mm256_cmp_ps(x.high, low.high, _CMP_NLT_UQ), v.high)};
+  }
   static F max(F a, F b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
   static F min(F a, F b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
 
@@ -239,14 +244,6 @@ struct Lanes {
     const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
   }
-  template <int R>
-  static void each_sum(const F (&m)[R], float (&out)[R]) {
-    for (int r = 0; r < R; ++r) out[r] = sum(m[r]);
-  }
-  template <int R>
-  static void each_largest(const F (&m)[R], float (&out)[R]) {
-    for (int r = 0; r < R; ++r) out[r] = largest(m[r]);
-  }
   static int32_t isum(I v) {
     const __m256i a = _mm256_add_epi32(v.low, v.high);
     const __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
@@ -259,10 +256,19 @@ struct Lanes {
     const __m128i c = _mm_max_epi32(b, _mm_shuffle_epi32(b, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
   }
+  // Of each of R registers.
+  template <int R>
+  static void each_sum(const F (&m)[R], float (&out)[R]) {
+    for (int r = 0; r < R; ++r) out[r] = sum(m[r]);
+  }
+  template <int R>
+  static void each_largest(const F (&m)[R], float (&out)[R]) {
+    for (int r = 0; r < R; ++r) out[r] = largest(m[r]);
+  }
   static void prefetch(uintptr_t p) {
     _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
   }
-  static F scale(F v, F n);                           // only where kScales
+  static F scale(F v, F n);                        // only where kScales
   static F pair_dot(F sum, B weights, int32_t x);  // only where kPairsBf16
 };
 

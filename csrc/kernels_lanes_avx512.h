@@ -54,6 +54,10 @@ struct Lanes {
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  // v, but 0 where x < low.
+  static F unless_less(F x, F low, F v) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ), v);
+  }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F scale(F v, F n) { return _mm512_scalef_ps(v, n); }  // v 2^n
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
@@ -232,30 +236,35 @@ struct Lanes {
     return _mm512_permutexvar_ps(order, mixed);
   }
   static float largest(F v) { return _mm512_reduce_max_ps(v); }
+  static int32_t isum(I v) { return _mm512_reduce_add_epi32(v); }
+  static int32_t ilargest(I v) { return _mm512_reduce_max_epi32(v); }
   // Of each of R registers; four fold together.
   template <int R>
   static void each_sum(const F (&m)[R], float (&out)[R]) {
-    if constexpr (R == 4) fold_four(m, out, [](F a, F b) { return add(a, b); });
-    else for (int r = 0; r < R; ++r) out[r] = sum(m[r]);
+    if constexpr (R == 4) {
+      _mm_storeu_ps(out, _mm512_castps512_ps128(fold_four(m, add)));
+    } else {
+      for (int r = 0; r < R; ++r) out[r] = sum(m[r]);
+    }
   }
   template <int R>
   static void each_largest(const F (&m)[R], float (&out)[R]) {
-    if constexpr (R == 4) fold_four(m, out, [](F a, F b) { return max(a, b); });
-    else for (int r = 0; r < R; ++r) out[r] = largest(m[r]);
+    if constexpr (R == 4) {
+      _mm_storeu_ps(out, _mm512_castps512_ps128(fold_four(m, max)));
+    } else {
+      for (int r = 0; r < R; ++r) out[r] = largest(m[r]);
+    }
   }
-  // Lanes l and l + 8, then l + 4, l + 2, l + 1, as sum() does.
+  // Lanes l and l + 8, then l + 4, l + 2, l + 1, as sum() does; lane r of what comes out is m[r]'s.
   template <class Function>
-  static void fold_four(const F (&m)[4], float (&out)[4], Function f) {
+  static F fold_four(const F (&m)[4], Function f) {
     const F a = f(_mm512_shuffle_f32x4(m[0], m[1], 0x44), _mm512_shuffle_f32x4(m[0], m[1], 0xee));
     const F b = f(_mm512_shuffle_f32x4(m[2], m[3], 0x44), _mm512_shuffle_f32x4(m[2], m[3], 0xee));
     const F c = f(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
     const F d = f(c, _mm512_permute_ps(c, 0x4e));
     const F e = f(d, _mm512_permute_ps(d, 0xb1));
-    const I first = _mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12));
-    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, e)));
+    return _mm512_permutexvar_ps(_mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12)), e);
   }
-  static int32_t isum(I v) { return _mm512_reduce_add_epi32(v); }
-  static int32_t ilargest(I v) { return _mm512_reduce_max_epi32(v); }
   static void prefetch(uintptr_t p) {
     _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
   }

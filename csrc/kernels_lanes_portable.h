@@ -51,6 +51,8 @@ struct Lanes {
   static F mul(F a, F b) { return a * b; }
   static F div(F a, F b) { return a / b; }
   static F fma(F a, F b, F c) { return a * b + c; }
+  // v, but 0 where x < low.
+  static F unless_less(F x, F low, F v) { return x < low ? F{} : v; }
   static F max(F a, F b) { return a > b ? a : b; }  // b where one is NaN
   static F min(F a, F b) { return a < b ? a : b; }  // b where one is NaN
 
@@ -177,14 +179,6 @@ struct Lanes {
     for (int i = 1; i < 16; ++i) m = a[i] > m ? a[i] : m;
     return m;
   }
-  template <int R>
-  static void each_sum(const F (&m)[R], float (&out)[R]) {
-    for (int r = 0; r < R; ++r) out[r] = sum(m[r]);
-  }
-  template <int R>
-  static void each_largest(const F (&m)[R], float (&out)[R]) {
-    for (int r = 0; r < R; ++r) out[r] = largest(m[r]);
-  }
   static int32_t isum(I v) {
     int32_t s = 0;
     for (int i = 0; i < 16; ++i) s += v[i];
@@ -195,8 +189,17 @@ struct Lanes {
     for (int i = 1; i < 16; ++i) m = v[i] > m ? v[i] : m;
     return m;
   }
+  // Of each of R registers.
+  template <int R>
+  static void each_sum(const F (&m)[R], float (&out)[R]) {
+    for (int r = 0; r < R; ++r) out[r] = sum(m[r]);
+  }
+  template <int R>
+  static void each_largest(const F (&m)[R], float (&out)[R]) {
+    for (int r = 0; r < R; ++r) out[r] = largest(m[r]);
+  }
   static void prefetch(uintptr_t p) { __builtin_prefetch(reinterpret_cast<const void*>(p)); }
-  static F scale(F v, F n);                           // only where kScales
+  static F scale(F v, F n);                        // only where kScales
   static F pair_dot(F sum, B weights, int32_t x);  // only where kPairsBf16
 };
 

@@ -43,6 +43,13 @@ inline F scaled(F p, F shifted) {
   }
 }
 
+// The same for -126 <= n <= 127.
+inline F scaled_little(F p, F shifted) {
+  using L = Lanes;
+  if constexpr (L::kScales) return scaled(p, shifted);
+  else return L::mul(p, power_of_two(L::isub(L::bits(shifted), L::bits(L::set(kRounding)))));
+}
+
 // e^x within 2 units in the last place; 0 below -104, infinite above 89; NaN stays.
 inline F exponential(F x) {
   using L = Lanes;
@@ -51,13 +58,14 @@ inline F exponential(F x) {
   return scaled(p, shifted);
 }
 
-// The same for x <= 0 but no less than e^-87, which is next to nothing.
+// The same for x <= 0, but 0 below -87: a processor may take a hundred times as long for results
+// that are less than the smallest normal number.
 inline F exponential_below(F x) {
   using L = Lanes;
+  const F least = L::set(-87.0f);
   F shifted;
-  const F p = reduced_exponential(L::max(L::set(-87.0f), x), shifted);
-  if constexpr (L::kScales) return scaled(p, shifted);
-  else return L::mul(p, power_of_two(L::isub(L::bits(shifted), L::bits(L::set(kRounding)))));
+  const F p = reduced_exponential(L::max(least, x), shifted);
+  return L::unless_less(x, least, scaled_little(p, shifted));
 }
 
 // 1 / (1 + e^-x)
