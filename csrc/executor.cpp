@@ -230,7 +230,7 @@ void Executor::run(const Consumer& consume) {
     }
     if (packs) {
       pool_.barrier();
-      weights_.pack_turn(thread);
+      weights_.pack_turn();
     }
   };
   pool_.run(work);

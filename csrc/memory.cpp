@@ -30,6 +30,11 @@ namespace {
 
 constexpr size_t kHuge = size_t{2} << 20;
 
+uintptr_t page_size() {
+  static const auto size = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  return size;
+}
+
 // The sanitizer watches the ends of what malloc gives, not of mappings, and not what lies between an
 // end and the next multiple of 64 unless it is told.
 #ifdef FLYWEIGHT_WATCHED
@@ -92,8 +97,19 @@ void release_freed() {
 #endif
 }
 
+void map_ahead(const void* begin, size_t bytes) {
+#ifdef MADV_POPULATE_READ
+  const uintptr_t first = reinterpret_cast<uintptr_t>(begin) / page_size() * page_size();
+  const uintptr_t last = reinterpret_cast<uintptr_t>(begin) + bytes;
+  // An error is met again, and reported, where the page is read.
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_POPULATE_READ);
+#else
+  (void)begin, (void)bytes;
+#endif
+}
+
 void release_mapped(const void* begin, size_t bytes) {
-  static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t page = page_size();
   const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes) / page * page;
   if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);

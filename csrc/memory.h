@@ -29,6 +29,10 @@ constexpr size_t aligned(size_t bytes, size_t to = 64) { return (bytes + to - 1)
 // Gives back to the system what was freed and is kept for later: before much is asked for.
 void release_freed();
 
+// Reads the pages of [begin, begin + bytes), a mapping of a file, and maps them, many at a time: one
+// by one, as they are met, they cost a fault each. Does nothing where the system cannot.
+void map_ahead(const void* begin, size_t bytes);
+
 // Gives the whole pages within [begin, begin + bytes), a read-only mapping of a file, back to the
 // system: read again they come from the file.
 void release_mapped(const void* begin, size_t bytes);

@@ -10,6 +10,8 @@ constexpr int64_t kStep = 4 << 20;
 // Bytes that could be left for later, below which packing is soon done.
 constexpr size_t kFewestLeft = size_t{64} << 20;
 constexpr size_t kTurns = 16;
+// Panels that a thread packs at a time at last.
+constexpr int64_t kFewestPanels = 16;
 
 int64_t row_bytes(Format format, int64_t cols) {
   return cols / block_size(format) * block_bytes(format);
@@ -72,9 +74,21 @@ Weights::Weights(const Program& program, const Kernels& kernels, Pool& pool)
   }
   std::vector<std::vector<uint8_t>> gathered(static_cast<size_t>(pool.size()),
                                              std::vector<uint8_t>(most));
+  std::vector<size_t> now;
+  for (size_t i = 0; i < count; ++i) {
+    if (packed_[i].panels && !later[i]) now.push_back(i);
+  }
   auto work = [&](int thread) {
-    for (size_t i = 0; i < count; ++i) {
-      if (!later[i]) pack(i, thread, gathered[static_cast<size_t>(thread)].data());
+    pack(now, gathered[static_cast<size_t>(thread)].data());
+    pool_.barrier();
+    const auto left = static_cast<int64_t>(left_.size());
+    for (;;) {
+      const auto [first, last] = pool_.next(left, 1);
+      if (first == last) return;
+      for (int64_t j = first; j < last; ++j) {
+        const Weight& w = program_.weights[left_[static_cast<size_t>(j)]];
+        map_ahead(w.data, w.bytes);
+      }
     }
   };
   pool.run(work);
@@ -101,17 +115,30 @@ std::vector<bool> Weights::left_for_later() const {
   return later;
 }
 
-// A thread's share of the panels of weight i, where it is a matrix. gathered: room for a panel's rows,
-// where they have an order.
-void Weights::pack(size_t i, int thread, uint8_t* gathered) {
+// What threads ask for of the panels of some matrices. gathered: room for a panel's rows, where they
+// have an order.
+void Weights::pack(std::span<const size_t> matrices, uint8_t* gathered) {
+  int64_t all = 0;
+  for (size_t i : matrices) all += packed_[i].panel_count();
+  for (;;) {
+    auto [from, to] = pool_.next(all, kFewestPanels);
+    if (from == to) return;
+    for (size_t i : matrices) {
+      const int64_t panels = packed_[i].panel_count();
+      if (from < panels && from < to) pack_panels(i, {from, std::min(to, panels)}, gathered);
+      from = std::max<int64_t>(0, from - panels);
+      to -= panels;
+    }
+  }
+}
+
+void Weights::pack_panels(size_t i, Pool::Range some, uint8_t* gathered) {
   const Matrix& m = packed_[i];
   const Weight& w = program_.weights[i];
-  if (!m.panels) return;
   const int64_t bytes = row_bytes(m.format, m.cols);
-  const auto [first, last] = pool_.share(m.panel_count(), thread);
   const int64_t step = std::max<int64_t>(1, kStep / (bytes * kPanel));
-  for (int64_t begin = first; begin < last; begin += step) {
-    const int64_t end = std::min(last, begin + step);
+  for (int64_t begin = some.first; begin < some.last; begin += step) {
+    const int64_t end = std::min(some.last, begin + step);
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t row = panel * kPanel;
       const auto rows = static_cast<int>(std::min<int64_t>(kPanel, m.rows - row));
@@ -139,8 +166,8 @@ bool Weights::begin_turn() {
   return last_ > first_;
 }
 
-void Weights::pack_turn(int thread) {
-  for (size_t i = first_; i < last_; ++i) pack(left_[i], thread, nullptr);
+void Weights::pack_turn() {
+  pack(std::span(left_).subspan(first_, last_ - first_), nullptr);
 }
 
 void Weights::end_turn() {

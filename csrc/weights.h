@@ -2,6 +2,7 @@
 // they lie in their file.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "memory.h"
@@ -44,18 +45,19 @@ class Weights {
   }
 
   // Packing what was left, a sixteenth of it at a time: begin_turn says whether something is left;
-  // then every thread calls pack_turn; when all have returned, end_turn.
+  // then, after a barrier, every thread calls pack_turn; when all have returned, end_turn.
   bool begin_turn();
-  void pack_turn(int thread);
+  void pack_turn();
   void end_turn();
 
  private:
   std::vector<bool> left_for_later() const;
-  void pack(size_t i, int thread, uint8_t* gathered);
+  void pack(std::span<const size_t> matrices, uint8_t* gathered);
+  void pack_panels(size_t i, Pool::Range, uint8_t* gathered);
 
   const Program& program_;
   const Kernels& kernels_;
-  const Pool& pool_;
+  Pool& pool_;
   Region panels_;
   // As they are now, and as they are once they are packed.
   std::vector<Matrix> matrices_, packed_;

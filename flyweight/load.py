@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from flyweight.spec.collection import no_collection
 from flyweight.spec.errors import FlyweightError
@@ -25,6 +27,7 @@ ENGINES = ("auto", "native", "torch")
 # More are a slip; PyTorch would start them all.
 MOST_THREADS = 1024
 Notice = Callable[[str], None]
+T = TypeVar("T")
 
 
 @no_collection()
@@ -63,9 +66,10 @@ def load(
             from flyweight.files.convert import Converted
 
             tensors = Converted(tensors, found.spec, format, say)
-        words, spec = found.words(), found.spec
-        del found  # with all that a GGUF file says of its vocabulary
-        return NativeModel(os.fspath(model), spec, tensors, words, threads, cache)
+        spec = found.spec
+        with _beside(found.words) as words:
+            del found  # with all that a GGUF file says of its vocabulary
+            return NativeModel(os.fspath(model), spec, tensors, words, threads, cache)
     if engine == "native":
         raise FlyweightError(f"--engine native: {reason}")
     for name, given in (("format", format), ("cache", None if cache == "auto" else cache)):
@@ -75,6 +79,32 @@ def load(
                 + ("" if engine == "torch" else f", and {reason}")
             )
     return _with_torch(found, threads)
+
+
+@contextmanager
+def _beside(call: Callable[[], T]) -> Iterator[Callable[[], T]]:
+    """``call`` on a thread of its own; a function that waits for what it returns or raises."""
+    returned: list[T] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            returned.append(call())
+        except BaseException as error:
+            raised.append(error)
+
+    def result() -> T:
+        thread.join()
+        if raised:
+            raise raised[0]
+        return returned[0]
+
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        yield result
+    finally:
+        thread.join()
 
 
 def _warn(text: str) -> None:

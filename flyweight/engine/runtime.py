@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,11 +68,12 @@ class _Read:
 class NativeModel(Talker):
     """The protocol that ``flyweight.load`` returns, over a compiled program.
 
-    ``threads``: None for all that this process may use. ``cache``: the format of keys and values,
-    of which "auto" takes F32 where all matrices are in F32, and F16, as exact as what the others
-    are made of, elsewhere; what "bf16" and "q8_0" save they cost in exactness. FLYWEIGHT_ISA
-    forces an instruction set. Raises FlyweightError for a cache or an instruction set that is not
-    known.
+    ``words`` gives the tokenizer, and is waited for as late as can be: packing the weights needs
+    none. ``threads``: None for all that this process may use. ``cache``: the format of keys and
+    values, of which "auto" takes F32 where all matrices are in F32, and F16, as exact as what the
+    others are made of, elsewhere; what "bf16" and "q8_0" save they cost in exactness.
+    FLYWEIGHT_ISA forces an instruction set. Raises FlyweightError for a cache or an instruction
+    set that is not known.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class NativeModel(Talker):
         name: str,
         spec: ModelSpec,
         tensors: Tensors,
-        tokenizer: Tokenizer,
+        words: Callable[[], Tokenizer],
         threads: int | None = None,
         cache: str = AUTO,
     ) -> None:
@@ -88,10 +89,10 @@ class NativeModel(Talker):
 
         if cache not in (AUTO, *CACHES):
             raise FlyweightError(f"cache = {cache}{nearest(cache, [AUTO, *CACHES])}")
-        self.name, self.spec, self.tokenizer = name, spec, tokenizer
+        self.name, self.spec = name, spec
         isa = forced_instruction_set()
         slots = spec.input.slots if isinstance(spec.input, SlotInput) else 0
-        spelled = spelling(tokenizer, spec.vocab_size, slots) if slots else None
+        spelled = spelling(words(), spec.vocab_size, slots) if slots else None
         program = compile_model(spec, tensors, spelled)
         exact = all(w.format == F32 for w in program.weights if w.kind == "matrix")
         self._cache = CACHES[("f32" if exact else "f16") if cache == AUTO else cache]
@@ -100,6 +101,7 @@ class NativeModel(Talker):
         threads = threads or _native.available_processors()
         room = _room(sum(weight.data.nbytes for weight in program.weights))
         self._executor = _native.Executor(program, threads, isa, cache_limit=room)
+        self.tokenizer = words()
         # The last call's sequence and its tokens, for a call that begins with the same.
         self._kept: tuple[Any, list[int], Reading] | None = None
 

@@ -87,7 +87,7 @@ def read_gguf(path: Path) -> None:
     words = load_tokenizer(path)
     words.decode(words.encode("ab c"))
     if model.spec.encoder is None and model.spec.context <= 1 << 16:
-        native = NativeModel("fuzzed", model.spec, GgufTensors(model.weights), words, 1)
+        native = NativeModel("fuzzed", model.spec, GgufTensors(model.weights), lambda: words, 1)
         native.generate("ab", 2)
 
 

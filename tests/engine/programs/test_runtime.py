@@ -49,7 +49,7 @@ def both(
     tensors = tensors_of(decoder)
     if decoder.slots is not None:
         decoder.slots.spell(words)
-    native = NativeModel("tiny", decoder.spec, tensors, words, **{"threads": 1, **settings})
+    native = NativeModel("tiny", decoder.spec, tensors, lambda: words, **{"threads": 1, **settings})
     return native, TorchModel("tiny", decoder, words)
 
 
