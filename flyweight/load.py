@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from resource import RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, getrlimit
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -83,7 +84,15 @@ def load(
 
 @contextmanager
 def _beside(call: Callable[[], T]) -> Iterator[Callable[[], T]]:
-    """``call`` on a thread of its own; a function that waits for what it returns or raises."""
+    """``call`` on a thread of its own; a function that waits for what it returns or raises.
+
+    Where memory may be refused the call comes first: tokenizers end the process without it, and
+    weights for which there is none are an error.
+    """
+    if any(getrlimit(kind)[0] != RLIM_INFINITY for kind in (RLIMIT_AS, RLIMIT_DATA)):
+        first = call()
+        yield lambda: first
+        return
     returned: list[T] = []
     raised: list[BaseException] = []
 
