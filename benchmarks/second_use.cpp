@@ -1,6 +1,5 @@
-// Two threads read blocks of memory, each its own half, from sixteen places at once as decoding does:
-// distinct blocks, or half as many, each twice in a row. Arguments: MB of a thread's block, rounds.
-// Prints bytes a second of both, and of second uses.
+// Two threads read blocks of memory, each its own half, from some places at once: distinct blocks, or
+// half as many, each twice in a row. Arguments: MB of a thread's block, rounds, places. Prints bytes a second of both, and of second uses.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -17,7 +16,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using Words = uint64_t __attribute__((vector_size(64)));
-constexpr size_t kHuge = 2 << 20, kMemory = 256 << 20, kAhead = 512, kPlaces = 16;
+constexpr size_t kHuge = 2 << 20, kMemory = 256 << 20, kAhead = 512;
 
 std::atomic<int> arrived{0}, phase{0};
 
@@ -32,10 +31,10 @@ void barrier() {
   }
 }
 
-Words read(const char* block, size_t bytes, Words sum) {
-  const size_t each = bytes / kPlaces;
+Words read(const char* block, size_t bytes, size_t places, Words sum) {
+  const size_t each = bytes / places / 64 * 64;
   for (size_t i = 0; i + 256 <= each; i += 256) {
-    for (size_t place = 0; place < kPlaces; ++place) {
+    for (size_t place = 0; place < places; ++place) {
       const char* at = block + place * each + i;
       for (size_t line = 0; line < 256; line += 64) __builtin_prefetch(at + kAhead + line);
       const auto* words = reinterpret_cast<const Words*>(at);
@@ -53,9 +52,10 @@ double median(std::vector<double> values) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 3) return 2;
+  if (count != 4) return 2;
   const auto bytes = static_cast<size_t>(std::atof(arguments[1]) * 1e6) / 4096 * 4096;
   const int rounds = std::atoi(arguments[2]);
+  const auto places = static_cast<size_t>(std::atoi(arguments[3]));
   const size_t blocks = kMemory / bytes / 2 * 2;
   const char* memory[2];
   for (int t = 0; t < 2; ++t) {
@@ -77,7 +77,7 @@ int main(int count, char** arguments) {
     const auto timed = [&](const char* block) {
       barrier();
       const auto begin = Clock::now();
-      sum = read(block, bytes, sum);
+      sum = read(block, bytes, places, sum);
       barrier();
       return std::chrono::duration<double>(Clock::now() - begin).count();
     };

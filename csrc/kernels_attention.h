@@ -292,7 +292,7 @@ template <int R, int V, int lane, int step>
   if constexpr (step == 16) {
     const int64_t vectors = V ? V : shared.vectors;
     for (int r = 0; r < R; ++r) low[r] = high[r] = L::set(0.0f);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int64_t v = 0; v < vectors; ++v) {
       const float* key = shared.key(16 * v + lane);
       const F first = L::load(key), second = L::load(key + 16);
@@ -350,13 +350,12 @@ inline void for_rows(int n, Function f) {
   if (n - r == 1) f.template operator()<1>(r);
 }
 
-// Rows of a stretch, step by step for all of them: a step's rows wait for nothing but their own
-// last step, which is long done.
+// Rows that take the three steps of a stretch together, so that none waits for its own last step.
 constexpr int kRowsAtOnce = 64;
 
 template <int V>
 void attend_shared(const SharedKeys& shared, int64_t head_dim, const Row* rows, int count,
-                          float scale, bool biased, int64_t begin, int n) {
+                   float scale, bool biased, int64_t begin, int n) {
   using L = Lanes;
   alignas(64) float scores[kRowsAtOnce][kKeys];
   float factors[kRowsAtOnce];
@@ -410,6 +409,7 @@ void attend_all(int64_t head_dim, int64_t rows, const float* const* queries, flo
                 int64_t count, float* max, float* sum, float* acc) {
   const auto* key = static_cast<const uint8_t*>(keys);
   const auto* value = static_cast<const uint8_t*>(values);
+  // Heads of an odd size, few rows of which go through kernels one by one, are shared sooner.
   constexpr int kFewest = V ? kFewestShared : 3;
   const bool share = rows >= kFewest && head_dim <= kMostDim;
   for (int64_t done = 0; done < count; done += kKeys) {

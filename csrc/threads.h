@@ -35,13 +35,12 @@ class Pool {
   // Within run: returns when every thread has come here.
   void barrier();
 
-  // Things of one kind between two barriers, handed to the threads as they ask: a core that others
-  // use as well, or that is slower, does fewer of them. [first, last) of `count`; empty: all are
-  // given. At first a thread's share of half of what is left, in multiples of 2 `least`; at last
-  // `least`.
   struct Range {
     int64_t first, last;
   };
+  // [first, last) of `count` things, of one kind between two barriers, for the thread that asks, so
+  // that a core that is slower, or used by others as well, does fewer. Empty: all are given. First a
+  // thread's share of half of what is left, in multiples of 2 `least`; at last `least`.
   Range next(int64_t count, int64_t least);
 
   // [first, last) of `count` things for a thread: contiguous, the sizes differing by one at most.

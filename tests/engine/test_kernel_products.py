@@ -73,7 +73,7 @@ def draw_inputs(rng: np.random.Generator, tokens: int, cols: int, scale: float) 
 @many
 @given(
     rows=st.integers(1, 70),
-    blocks=st.integers(1, 5),
+    blocks=st.one_of(st.integers(1, 5), st.just(40)),  # some in one stretch, more in two
     tokens=st.one_of(st.integers(1, 8), st.integers(9, 60)),
     scale=st.sampled_from([1e-42, 1e-30, 1e-3, 1.0, 1e4, 1e20]),
     seed=SEED,

@@ -165,7 +165,7 @@ def test_what_halves_do_not_reach_is_kept_as_the_largest(kernels: ModuleType, is
 @some
 @given(
     dim=st.one_of(st.integers(1, 140), st.sampled_from([32, 64, 80, 128, 256, 300])),
-    rows=st.one_of(st.integers(1, 6), st.integers(7, 40)),
+    rows=st.one_of(st.integers(1, 6), st.integers(7, 40), st.integers(41, 150)),
     before=st.integers(0, 90),
     spread=st.sampled_from([0.1, 1.0, 8.0]),
     window=st.sampled_from([0, 5, 40]),
