@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,10 @@ def resident(path: Path) -> int:
     return found
 
 
+def linux() -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+
+
 @pytest.mark.parametrize(("type", "depth"), [("f32", 2), ("f16", 3), ("bf16", 3), ("q8_0", 6)])
 def test_a_model_answers_the_same_before_and_after_it_is_packed(
     tmp_path: Path, type: str, depth: int
@@ -72,9 +78,9 @@ def test_a_model_answers_the_same_before_and_after_it_is_packed(
     gc.collect()
     late = native.Executor(compiled(path), 2)
     assert early.weight_bytes == late.weight_bytes
-    if SMAPS.is_file():
-        # Nothing was packed but what llama.cpp's order of rows moves: the queries and keys.
-        assert resident(path) < 0.2 * path.stat().st_size / 1024
+    if SMAPS.is_file() and linux() >= (5, 14):
+        # What is not packed is mapped: all but the queries and keys, whose rows llama.cpp moves.
+        assert resident(path) > 0.7 * path.stat().st_size / 1024
     sequences = [executor.begin([1.0] * 32) for executor in (early, late)]
     prompt = [(7 * i) % 250 for i in range(40)]
     calls = [prompt, *([t] for t in range(TURNS + 3)), list(range(9))]
