@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from flyweight.text.talk import Step
 
 
 def generate(
@@ -37,39 +41,43 @@ def generate(
 
     from flyweight.cli.notice import note
     from flyweight.load import load
+    from flyweight.text.talk import Sampling, pieces
 
     text = _standard_input() if prompt == "-" else prompt or ""
     loaded = load(model, threads, engine, format, cache, note)
     given, context = len(loaded.tokenizer.encode(text)), loaded.spec.context
     if given > context and loaded.spec.encoder is None:
         note(f"the prompt has {given} tokens: the newest {context}, the model's context, are read")
-    begin = time.perf_counter()
-    pieces = []
-    for piece in loaded.stream(
-        text,
-        max_tokens,
-        min_tokens,
-        temperature,
-        top_k,
-        top_p,
-        seed,
-        stop or [],
-        min_p,
-        repetition_penalty,
-    ):
-        pieces.append(piece)
+    sampling = Sampling(
+        max_tokens, min_tokens, temperature, top_k, top_p, seed, min_p, repetition_penalty
+    )
+    times = [time.perf_counter()]
+
+    def timed() -> Iterator[Step]:
+        for step in loaded.steps(text, sampling):
+            times.append(time.perf_counter())
+            yield step
+
+    shown = []
+    for piece in pieces(timed(), loaded.tokenizer, stop):
+        shown.append(piece)
         if not json:
             _show(piece)
-    seconds = time.perf_counter() - begin
-    whole = "".join(pieces)
+    tokens, seconds = len(times) - 1, time.perf_counter() - times[0]
     if json:
         import json as to
 
-        typer.echo(to.dumps({"prompt": text, "text": whole, "seconds": round(seconds, 3)}))
+        first = round(times[1] - times[0], 3) if tokens else None
+        made = {"tokens": tokens, "seconds": round(seconds, 3), "first_token_seconds": first}
+        typer.echo(to.dumps({"prompt": text, "text": "".join(shown), **made}))
     else:
         sys.stdout.write("\n")
-        tokens = len(loaded.tokenizer.encode(whole)) if whole else 0
-        print(f"{tokens} tokens, {tokens / seconds:.0f} a second", file=sys.stderr)
+        said = f"{tokens} token{'' if tokens == 1 else 's'}"
+        if tokens:
+            said += f", the first after {times[1] - times[0]:.2f} s"
+        if tokens > 1:
+            said += f", then {(tokens - 1) / (times[-1] - times[1]):.0f} a second"
+        print(said, file=sys.stderr)
 
 
 def _show(piece: str) -> None:

@@ -153,10 +153,7 @@ class Talker:
         sampling = Sampling(
             max_tokens, min_tokens, temperature, top_k, top_p, seed, min_p, repetition_penalty
         )
-        sampling.check()
-        _check_stop(stop)
-        steps = self._steps(self._prompt(prompt), sampling, None)
-        return _pieces(steps, StreamDecoder(self.tokenizer), stop or [])
+        return pieces(self.steps(prompt, sampling), self.tokenizer, stop)
 
     def generate_all(
         self,
@@ -173,7 +170,7 @@ class Talker:
         sampling.check()
         _check_stop(stop)
         together = self._together([self._prompt(p) for p in prompts], sampling, stop or [])
-        return ["".join(_pieces(s, StreamDecoder(self.tokenizer), stop or [])) for s in together]
+        return ["".join(pieces(steps, self.tokenizer, stop)) for steps in together]
 
     def _together(
         self, prompts: list[list[int]], sampling: Sampling, stops: Sequence[str]
@@ -253,6 +250,17 @@ def windows(count: int, context: int) -> list[Window]:
     ]
 
 
+def pieces(
+    steps: Iterator[Step], tokenizer: Tokenizer, stop: Sequence[str] | None = None
+) -> Iterator[str]:
+    """The text of ``steps`` as they come, up to where it holds one of the ``stop`` strings.
+
+    Raises FlyweightError for stop strings that are none.
+    """
+    _check_stop(stop)
+    return _pieces(steps, StreamDecoder(tokenizer), stop or [])
+
+
 def _pieces(steps: Iterator[Step], decoder: StreamDecoder, stops: Sequence[str]) -> Iterator[str]:
     held = ""
     for step in steps:
@@ -274,7 +282,7 @@ def _pieces(steps: Iterator[Step], decoder: StreamDecoder, stops: Sequence[str])
         yield held
 
 
-def _check_stop(stop: list[str] | None) -> None:
+def _check_stop(stop: Sequence[str] | None) -> None:
     if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop or []):
         raise FlyweightError(f"stop = {stop!r}: a list of strings that are not empty is wanted")
 
