@@ -1,7 +1,8 @@
 """Prefill and decode on the CPU: our engine beside llama.cpp, round by round, with goals.
 
     python benchmarks/cpu_inference.py [--cases 10m-q4_0,...] [--rounds N] [--threads N]
-                                       [--llama PYTHON] [--openvino PYTHON] [--quick] [--json]
+                                       [--llama PYTHON] [--openvino PYTHON] [--onnx PYTHON]
+                                       [--quick] [--json]
 
 Every case (inference_cases.py) is a shape with random weights, exported once to GGUF: for llama.cpp
 expanded where weights are shared, for us as it is. In each round, each contender in a process of
@@ -19,7 +20,9 @@ every case, is the peak over what it may be: 1.15 times the file, the cache, and
 llama.cpp comes as the package llama-cpp-python, built from source (minutes) into an environment of
 its own below ~/.cache/flyweight-bench, or is taken from --llama. Where the processor has AMX it is
 built without, for its AMX kernels crash. --openvino names a Python that has openvino-genai, which
-reads our GGUF files of Llama's shape by itself: it then runs beside, without goals.
+reads our GGUF files of Llama's shape by itself; --onnx one that has onnxruntime-genai and what its
+builder of models asks for (onnx, onnx-ir, torch, transformers), which makes 4-bit models from our
+exports in Hugging Face's format and runs beside Q4_0. Neither has goals.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from inference_cases import CASES, OURS, Case, expected_gain, file_of
+from inference_cases import CASES, OURS, Case, expected_gain, file_of, onnx_of, size_of
 from machine import header, lines
 from own_python import CACHE, own_python, say
 
@@ -45,7 +48,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results/cpu_inference.json"
 # Not from pip's cache, which does not know with what options a wheel was built.
 LLAMA = ["--no-cache-dir", "llama-cpp-python==0.3.36", "numpy"]
-PEER, OPENVINO = "llama.cpp", "openvino"
+PEER, OPENVINO, ONNX = "llama.cpp", "openvino", "onnx"
 STARTS = 9
 # Seconds of a contender's turn at least, and of rest before it: what the one before left spinning
 # comes to a halt.
@@ -116,6 +119,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama", help="a Python that has llama_cpp")
     parser.add_argument("--openvino", help="a Python that has openvino_genai")
+    parser.add_argument(
+        "--onnx", help="a Python that has onnxruntime_genai and its builder's needs"
+    )
     parser.add_argument("--models", type=Path, default=CACHE / "models", help="made files")
     parser.add_argument("--quick", action="store_true", help="the smallest case, one round")
     parser.add_argument("--json", action="store_true")
@@ -173,6 +179,9 @@ def contenders(case: Case, arguments: argparse.Namespace) -> list[Worker]:
         workers.append(Worker(PEER, "llama_cpp", llama, expanded, threads))
         if arguments.openvino:
             workers.append(Worker(OPENVINO, "openvino", arguments.openvino, expanded, threads))
+        if arguments.onnx and case.type == "q4_0":
+            made = onnx_of(case.model, folder, arguments.onnx)
+            workers.append(Worker(ONNX, "onnx", arguments.onnx, made, threads))
     if "one thread" in case.goals:
         workers.append(own("one thread", path, 1))
     if "distinct" in case.goals:
@@ -192,6 +201,7 @@ def measure(name: str, rounds: int, arguments: argparse.Namespace) -> dict[str, 
             worker.start()
             firsts[worker.name].append(worker.first_seconds)
     bandwidth: list[float] = []
+    alone: list[float] = []
     for number in range(rounds + 1):
         read = read_bandwidth(arguments.threads)
         assert read is not None
@@ -203,11 +213,13 @@ def measure(name: str, rounds: int, arguments: argparse.Namespace) -> dict[str, 
                 worker.rounds.append(times)
         if number > 0:
             bandwidth.append(read)
+            if "one thread" in case.goals:
+                alone.append((read_bandwidth(1) or 0) / read)
         say(f"{name}: round {number} of {rounds}")
     rows: dict[str, dict[str, Any]] = {}
     for worker in workers:
         rows[worker.name] = {
-            "file_mib": worker.path.stat().st_size / 2**20,
+            "file_mib": size_of(worker.path) / 2**20,
             "prefill": case.prompt / statistics.median(worker.values("prefill")),
             "decode": 1 / statistics.median(worker.values("decode")),
             "first_seconds": statistics.median(firsts[worker.name] or [worker.first_seconds]),
@@ -216,6 +228,8 @@ def measure(name: str, rounds: int, arguments: argparse.Namespace) -> dict[str, 
             "rounds": worker.rounds,
         }
     found = figures(case, workers, rows, bandwidth, arguments.models)
+    if alone:
+        found["one thread that only reads"] = statistics.median(alone)
     return {
         "bandwidth": [round(b / 1e9, 1) for b in bandwidth],
         "rows": rows,
@@ -244,9 +258,9 @@ def figures(
             found |= {"decode": decode, "prefill": times_faster("prefill", other)}
             found["first"] = row["first_seconds"] / own["first_seconds"]
             found["peak"] = own["peak_mib"] / row["peak_mib"]
-        elif other.name == OPENVINO:
-            found["decode, openvino"] = decode
-            found["prefill, openvino"] = times_faster("prefill", other)
+        elif other.name in (OPENVINO, ONNX):
+            found[f"decode, {other.name}"] = decode
+            found[f"prefill, {other.name}"] = times_faster("prefill", other)
         elif other.name == "plain":
             size, expected = expected_gain(case.type, folder)
             found |= {"times plain bytes": decode, "patch size": size, "expected": expected}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +12,8 @@ from own_python import say
 
 from flyweight.files.random_weights import RandomSource
 from flyweight.files.to_gguf import export_gguf
+from flyweight.files.to_huggingface import write_huggingface
+from flyweight.load import stored
 from flyweight.spec.model import ModelSpec
 from flyweight.text.gguf_tokens import placeholder
 from flyweight.zoo import catalog
@@ -109,6 +114,35 @@ def file_of(model: str, type: str, folder: Path, expand: bool = False) -> Path:
         )
         unfinished.rename(path)
     return path
+
+
+def onnx_of(model: str, folder: Path, python: str) -> Path:
+    """The folder that ONNX Runtime GenAI's builder makes of the same weights, in blocks of 32 with
+    4 bits; made once, by the interpreter ``python``."""
+    out = folder / f"{model}-onnx-int4"
+    if not out.exists():
+        plain = file_of(model, "f16", folder, expand=True)
+        say(f"making {out.name}")
+        with tempfile.TemporaryDirectory(dir=folder) as within:
+            place = Path(within)
+            found = stored(str(plain))
+            assert found.tokenizer is not None
+            write_huggingface(
+                found.spec, found.weights, found.tokenizer, place / "hf", model, found.family
+            )
+            command = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(place / "hf")]
+            command += ["-o", str(place / "made"), "-c", str(place / "cache"), "-p", "int4"]
+            done = subprocess.run([*command, "-e", "cpu"], capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{done.stderr[-2000:]}\nONNX Runtime GenAI's builder failed, as above")
+            (place / "made").rename(out)
+        plain.unlink()
+    return out
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all in a folder."""
+    return sum(each.stat().st_size for each in ([path] if path.is_file() else path.rglob("*")))
 
 
 def _silent(done: int, total: int) -> None:
