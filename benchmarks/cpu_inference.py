@@ -22,7 +22,7 @@ its own below ~/.cache/flyweight-bench, or is taken from --llama. Where the proc
 built without, for its AMX kernels crash. --openvino names a Python that has openvino-genai, which
 reads our GGUF files of Llama's shape by itself; --onnx one that has onnxruntime-genai and what its
 builder of models asks for (onnx, onnx-ir, torch, transformers), which makes 4-bit models from our
-exports in Hugging Face's format and runs beside Q4_0. Neither has goals.
+exports in Hugging Face's format and runs beside Q4_0 where it knows the shape. Neither has goals.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ def contenders(case: Case, arguments: argparse.Namespace) -> list[Worker]:
             workers.append(Worker(OPENVINO, "openvino", arguments.openvino, expanded, threads))
         if arguments.onnx and case.type == "q4_0":
             made = onnx_of(case.model, folder, arguments.onnx)
-            workers.append(Worker(ONNX, "onnx", arguments.onnx, made, threads))
+            if made is not None:
+                workers.append(Worker(ONNX, "onnx", arguments.onnx, made, threads))
     if "one thread" in case.goals:
         workers.append(own("one thread", path, 1))
     if "distinct" in case.goals:

@@ -116,26 +116,32 @@ def file_of(model: str, type: str, folder: Path, expand: bool = False) -> Path:
     return path
 
 
-def onnx_of(model: str, folder: Path, python: str) -> Path:
+def onnx_of(model: str, folder: Path, python: str) -> Path | None:
     """The folder that ONNX Runtime GenAI's builder makes of the same weights, in blocks of 32 with
-    4 bits; made once, by the interpreter ``python``."""
+    4 bits; made once, by the interpreter ``python``. None where it does not know the shape."""
     out = folder / f"{model}-onnx-int4"
-    if not out.exists():
-        plain = file_of(model, "f16", folder, expand=True)
-        say(f"making {out.name}")
+    if out.exists():
+        return out
+    plain = file_of(model, "f16", folder, expand=True)
+    say(f"making {out.name}")
+    try:
+        found = stored(str(plain))
+        assert found.tokenizer is not None
         with tempfile.TemporaryDirectory(dir=folder) as within:
-            place = Path(within)
-            found = stored(str(plain))
-            assert found.tokenizer is not None
+            theirs, made = Path(within, "hf"), Path(within, "made")
             write_huggingface(
-                found.spec, found.weights, found.tokenizer, place / "hf", model, found.family
+                found.spec, found.weights, found.tokenizer, theirs, model, found.family
             )
-            command = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(place / "hf")]
-            command += ["-o", str(place / "made"), "-c", str(place / "cache"), "-p", "int4"]
-            done = subprocess.run([*command, "-e", "cpu"], capture_output=True, text=True)
+            command = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(theirs)]
+            command += ["-o", str(made), "-c", f"{within}/cache", "-p", "int4", "-e", "cpu"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if "NotImplementedError" in done.stderr:
+                say(f"{model}: {done.stderr.splitlines()[-1]}")
+                return None
             if done.returncode:
-                sys.exit(f"{done.stderr[-2000:]}\nONNX Runtime GenAI's builder failed, as above")
-            (place / "made").rename(out)
+                sys.exit(f"{done.stderr}\nONNX Runtime GenAI's builder failed, as above")
+            made.rename(out)
+    finally:
         plain.unlink()
     return out
 
