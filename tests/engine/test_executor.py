@@ -263,7 +263,8 @@ def mutate(program: Program, draw: Any) -> None:
     if where == "spelling" and program.spelling is not None:
         symbols, value = program.spelling.symbols.copy(), max(-(2**31), min(value, 2**31 - 1))
         what = draw(st.sampled_from(["pad", "symbol", "rows", "slots", "none"]))
-        symbols[draw(st.integers(0, 31)), 0] = value if what == "symbol" else symbols[0, 0]
+        row = draw(st.integers(0, len(symbols) - 1))
+        symbols[row, 0] = value if what == "symbol" else symbols[0, 0]
         symbols = {"rows": symbols[:-1], "slots": symbols[:, :1]}.get(what, symbols)
         pad = value if what == "pad" else program.spelling.pad
         made = Spelling(np.ascontiguousarray(symbols), pad)
