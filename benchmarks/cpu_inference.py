@@ -15,7 +15,8 @@ weights are).
 `peak` is the process's largest resident memory above what it was before the model was loaded;
 `first` the seconds from starting a process (Python and its imports count) to the first token of a
 prompt of eight, the median of nine starts in turns, the file in the system's cache. `memory`, of
-every case, is the peak over what it may be: 1.15 times the file, the cache, and 40 MB.
+every case, is the peak over what it may be: 1.15 times the file, the cache, and 40 MB. "one thread
+that only reads" is its share of what all threads read, measured beside each round.
 
 llama.cpp comes as the package llama-cpp-python, built from source (minutes) into an environment of
 its own below ~/.cache/flyweight-bench, or is taken from --llama. Where the processor has AMX it is
@@ -205,6 +206,7 @@ def measure(name: str, rounds: int, arguments: argparse.Namespace) -> dict[str, 
     alone: list[float] = []
     for number in range(rounds + 1):
         read = read_bandwidth(arguments.threads)
+        one = read_bandwidth(1) if "one thread" in case.goals else None
         assert read is not None
         turn = number % len(workers)
         for worker in workers[turn:] + workers[:turn]:
@@ -214,8 +216,8 @@ def measure(name: str, rounds: int, arguments: argparse.Namespace) -> dict[str, 
                 worker.rounds.append(times)
         if number > 0:
             bandwidth.append(read)
-            if "one thread" in case.goals:
-                alone.append((read_bandwidth(1) or 0) / read)
+            if one is not None:
+                alone.append(one / read)
         say(f"{name}: round {number} of {rounds}")
     rows: dict[str, dict[str, Any]] = {}
     for worker in workers:

@@ -122,33 +122,28 @@ def onnx_of(model: str, folder: Path, python: str) -> Path | None:
     out = folder / f"{model}-onnx-int4"
     if out.exists():
         return out
-    plain = file_of(model, "f16", folder, expand=True)
     say(f"making {out.name}")
-    try:
-        found = stored(str(plain))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as within:
+        theirs, made = Path(within, "hf"), Path(within, "made")
+        found = stored(str(file_of(model, "f16", Path(within), expand=True)))
         assert found.tokenizer is not None
-        with tempfile.TemporaryDirectory(dir=folder) as within:
-            theirs, made = Path(within, "hf"), Path(within, "made")
-            write_huggingface(
-                found.spec, found.weights, found.tokenizer, theirs, model, found.family
-            )
-            command = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(theirs)]
-            command += ["-o", str(made), "-c", f"{within}/cache", "-p", "int4", "-e", "cpu"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if "NotImplementedError" in done.stderr:
-                say(f"{model}: {done.stderr.splitlines()[-1]}")
-                return None
-            if done.returncode:
-                sys.exit(f"{done.stderr}\nONNX Runtime GenAI's builder failed, as above")
-            made.rename(out)
-    finally:
-        plain.unlink()
+        write_huggingface(found.spec, found.weights, found.tokenizer, theirs, model, found.family)
+        command = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(theirs)]
+        command += ["-o", str(made), "-c", f"{within}/cache", "-p", "int4", "-e", "cpu"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "NotImplementedError" in done.stderr:
+            say(f"{model}: {done.stderr.splitlines()[-1]}")
+            return None
+        if done.returncode:
+            sys.exit(f"{done.stderr}\nONNX Runtime GenAI's builder failed, as above")
+        made.rename(out)
     return out
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all in a folder."""
-    return sum(each.stat().st_size for each in ([path] if path.is_file() else path.rglob("*")))
+    """Bytes of a file, or of all files in a folder."""
+    return sum(each.stat().st_size for each in (path, *path.rglob("*")) if each.is_file())
 
 
 def _silent(done: int, total: int) -> None:

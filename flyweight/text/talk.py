@@ -170,7 +170,7 @@ class Talker:
         sampling.check()
         _check_stop(stop)
         together = self._together([self._prompt(p) for p in prompts], sampling, stop or [])
-        return ["".join(pieces(steps, self.tokenizer, stop)) for steps in together]
+        return ["".join(_pieces(s, StreamDecoder(self.tokenizer), stop or [])) for s in together]
 
     def _together(
         self, prompts: list[list[int]], sampling: Sampling, stops: Sequence[str]
